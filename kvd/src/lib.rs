@@ -1,1 +1,15 @@
-//! The daemon.
+//! The daemon. Every node is the same: there is no leader and no special node.
+//!
+//! The way of a put: [`api`] `kv.rs` → [`cluster`] `coordinator.rs`, which asks [`dynamo`]
+//! `write.rs` what to do → [`storage`] here and, over `cluster/peers.rs`, `api/replica.rs` →
+//! `storage` there. The reply retraces it.
+
+pub mod api;
+pub mod clock;
+pub mod cluster;
+pub mod config;
+pub mod dev;
+pub mod dynamo;
+pub mod server;
+pub mod storage;
+pub mod telemetry;

@@ -1,1 +1,53 @@
-fn main() {}
+//! Flags in, exit code out: 0 after a clean stop, 2 for bad flags or configuration, 1 for the rest.
+
+use clap::Parser;
+use kvd::config::{Cli, Command, Config};
+use kvd::{dev, server, telemetry};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Some(Command::Dev(flags)) => finish(block_on(dev::run(flags))),
+        None => match Config::resolve(cli.flags) {
+            Ok(config) => node(config),
+            Err(error) => fail(&error, 2),
+        },
+    }
+}
+
+fn node(config: Config) -> ExitCode {
+    if let Err(error) = telemetry::start_logging(config.log_format, &config.log) {
+        return fail(&error, 2);
+    }
+    abort_on_panic();
+    finish(block_on(server::run(config)))
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+/// A panic is a bug, and a node in a state nobody thought of must not go on voting.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+fn finish(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}"), 1),
+    }
+}
+
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("kvd: {error}");
+    ExitCode::from(code)
+}

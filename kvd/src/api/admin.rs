@@ -1,0 +1,194 @@
+//! What operators call, through kvctl and kvtop.
+
+use super::respond;
+use crate::cluster::errors::{self, Failure};
+use crate::cluster::{Node, coordinator, deadline, membership, view};
+use crate::dynamo::key::Key;
+use crate::dynamo::object::Object;
+use crate::dynamo::preference::preference;
+use futures_util::Stream;
+use proto::token::Token;
+use proto::v1::admin_server::Admin;
+use proto::v1::{
+    ClusterView, Copy, CreateKeyspaceRequest, GetClusterRequest, GetLayoutRequest,
+    InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
+    ReadCopyReply, ReadCopyRequest, WatchClusterRequest,
+};
+use sha2::{Digest, Sha256};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Serves `kvd.v1.Admin`.
+pub struct AdminService {
+    /// The node it speaks for.
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn init_cluster(
+        &self,
+        request: Request<InitClusterRequest>,
+    ) -> Result<Response<ClusterView>, Status> {
+        let outcome = membership::init(&self.node, request.into_inner()).await;
+        respond(outcome.map(|()| view::cluster_view(&self.node, 0)))
+    }
+
+    async fn get_cluster(
+        &self,
+        request: Request<GetClusterRequest>,
+    ) -> Result<Response<ClusterView>, Status> {
+        respond(Ok(view::cluster_view(
+            &self.node,
+            request.into_inner().events_since,
+        )))
+    }
+
+    type WatchClusterStream = Pin<Box<dyn Stream<Item = Result<ClusterView, Status>> + Send>>;
+
+    async fn watch_cluster(
+        &self,
+        request: Request<WatchClusterRequest>,
+    ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        let request = request.into_inner();
+        let interval = match request.interval_ms {
+            0 => 1000,
+            ms => ms.clamp(250, 60_000),
+        };
+        // One view ahead at most: a slow reader gets the next one late, not a queue of old ones.
+        let (views, stream) = mpsc::channel(1);
+        let node = Arc::clone(&self.node);
+        self.node.spawn(watch(
+            node,
+            views,
+            Duration::from_millis(interval.into()),
+            request.events_since,
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn get_layout(
+        &self,
+        _: Request<GetLayoutRequest>,
+    ) -> Result<Response<LayoutView>, Status> {
+        respond(
+            self.node
+                .cluster()
+                .map(|cluster| view::layout_view(&cluster)),
+        )
+    }
+
+    async fn locate(
+        &self,
+        request: Request<LocateRequest>,
+    ) -> Result<Response<LocateReply>, Status> {
+        respond(locate(&self.node, request.into_inner()))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<CreateKeyspaceRequest>,
+    ) -> Result<Response<Keyspace>, Status> {
+        let asked = request.into_inner().keyspace.unwrap_or_default();
+        let created = membership::create_keyspace(&self.node, asked).await;
+        respond(created.map(|keyspace| view::wire_keyspace(&keyspace)))
+    }
+
+    async fn read_copy(
+        &self,
+        request: Request<ReadCopyRequest>,
+    ) -> Result<Response<ReadCopyReply>, Status> {
+        respond(read_copy(&self.node, request.into_inner()).await)
+    }
+}
+
+async fn watch(
+    node: Arc<Node>,
+    views: mpsc::Sender<Result<ClusterView, Status>>,
+    every: Duration,
+    mut seen: u64,
+) {
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let view = view::cluster_view(&node, seen);
+        seen = view.events.last().map_or(seen, |event| event.seq);
+        if views.send(Ok(view)).await.is_err() {
+            return; // the reader left
+        }
+    }
+}
+
+fn locate(node: &Node, request: LocateRequest) -> Result<LocateReply, Failure> {
+    let cluster = node.cluster()?;
+    let keyspace = coordinator::keyspace(&cluster, &request.keyspace)?;
+    let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
+    let layout = &cluster.layout;
+    let partition = layout.partition_of(key.token());
+    let (first, last) = Token::range(partition, layout.partition_bits());
+    let order = preference(layout, keyspace.n, key.token());
+    let homes = order.homes.iter().map(|uid| (uid, false));
+    let fallbacks = order.fallbacks.iter().map(|uid| (uid, true));
+    let located = homes.chain(fallbacks).filter_map(|(uid, fallback)| {
+        let member = layout.member(*uid)?;
+        Some(LocatedNode {
+            node: member.name.clone(),
+            zone: member.zone.clone(),
+            address: member.address.clone(),
+            state: view::state_of(node, &cluster, *uid).into(),
+            fallback,
+        })
+    });
+    Ok(LocateReply {
+        token: key.token().to_bytes().to_vec().into(),
+        partition,
+        range_start: first.to_bytes().to_vec().into(),
+        range_end: last.to_bytes().to_vec().into(),
+        preference: located.collect(),
+        layout: Some(view::layout_ref(layout)),
+        viewpoint: cluster.name_of(node.uid),
+    })
+}
+
+async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCopyReply, Failure> {
+    let cluster = node.cluster()?;
+    let keyspace = coordinator::keyspace(&cluster, &request.keyspace)?;
+    let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
+    let on = match request.node.as_str() {
+        "" => node.uid,
+        name => {
+            cluster
+                .layout
+                .member_named(name)
+                .ok_or_else(|| errors::node_unknown(name))?
+                .uid
+        }
+    };
+    let name = cluster.name_of(on);
+    let copy = coordinator::read_copy(node, &cluster, on, &key, deadline(0)).await;
+    let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
+    Ok(copy_reply(name, copy))
+}
+
+fn copy_reply(node: String, copy: Option<Object>) -> ReadCopyReply {
+    let present = copy.is_some();
+    let copy = copy.unwrap_or_default();
+    let copies = copy.siblings().iter().map(|(dot, record)| Copy {
+        dot: Some(coordinator::wire_dot(*dot)),
+        tombstone: record.value.is_none(),
+        value: record.value.clone().unwrap_or_default(),
+        written_at_ms: dot.counter.ms(),
+    });
+    ReadCopyReply {
+        node,
+        present,
+        copies: copies.collect(),
+        clock: copy.clock().to_string(),
+        digest: Sha256::digest(copy.encode()).to_vec().into(),
+    }
+}

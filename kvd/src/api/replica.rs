@@ -1,0 +1,283 @@
+//! What nodes say to each other.
+
+use super::respond;
+use crate::cluster::errors::{self, Failure};
+use crate::cluster::peers::version;
+use crate::cluster::{Cluster, Node, coordinator, membership, scan};
+use crate::dynamo::node::Uid;
+use crate::dynamo::object::Object;
+use futures_util::Stream;
+use proto::v1::replica_server::Replica;
+use proto::v1::{
+    AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, IdentifyReply, IdentifyRequest, LayoutRef,
+    LinkReply, LinkRequest, MergeAnswer, MergeCall, ReadAnswer, ReadCall, Stamp, answer, call,
+};
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Calls of one peer worked on at once. At the bound its stream is not read further, which HTTP/2
+/// flow control tells the peer.
+const CALLS_MAX: usize = 2048;
+
+/// Writes of one peer coordinated here at once. One more is refused: were it to wait, two nodes
+/// that forward to each other could wait for each other.
+const COORDINATED_MAX: usize = 1024;
+
+/// Answers in one message, at most.
+const BATCH_ANSWERS_MAX: usize = 64;
+
+/// Serves `kvd.v1.Replica`.
+pub struct ReplicaService {
+    /// The node it speaks for.
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl Replica for ReplicaService {
+    async fn identify(
+        &self,
+        _: Request<IdentifyRequest>,
+    ) -> Result<Response<IdentifyReply>, Status> {
+        let cluster = self.node.cluster().ok();
+        let cluster_id = cluster
+            .map(|c| c.id.to_bytes().to_vec().into())
+            .unwrap_or_default();
+        let uid = self.node.uid.to_bytes().to_vec().into();
+        respond(Ok(IdentifyReply {
+            uid,
+            cluster_id,
+            version: version(),
+        }))
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptReply>, Status> {
+        respond(
+            membership::adopt(&self.node, request.into_inner())
+                .await
+                .map(|()| AdoptReply {}),
+        )
+    }
+
+    type LinkStream = Pin<Box<dyn Stream<Item = Result<LinkReply, Status>> + Send>>;
+
+    async fn link(
+        &self,
+        calls: Request<Streaming<LinkRequest>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
+        self.node
+            .cluster()
+            .map_err(|blank| proto::error::status(&blank))?;
+        let (replies, stream) = mpsc::channel(4);
+        let node = Arc::clone(&self.node);
+        self.node
+            .spawn(serve_link(node, calls.into_inner(), replies));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}
+
+type Replies = mpsc::Sender<Result<LinkReply, Status>>;
+
+/// Serves a peer's link until it leaves, or shows itself a stranger.
+async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies: Replies) {
+    let Ok(Some(first)) = calls.message().await else {
+        return;
+    };
+    let from = first
+        .stamp
+        .as_ref()
+        .and_then(|stamp| Uid::from_slice(&stamp.uid))
+        .unwrap_or(Uid(0));
+    let (answers, waiting) = mpsc::channel(CALLS_MAX);
+    let served = Served {
+        node: Arc::clone(&node),
+        from,
+        answers,
+        room: Arc::new(Semaphore::new(CALLS_MAX)),
+        coordinating: Arc::new(Semaphore::new(COORDINATED_MAX)),
+    };
+    let stranger = tokio::select! {
+        stranger = served.take_calls(first, calls) => stranger,
+        () = send_answers(&node, from, waiting, &replies) => None,
+    };
+    if let Some(stranger) = stranger {
+        tracing::warn!(why = stranger.why, "a stranger's link is refused");
+        let _ = replies.send(Err(proto::error::status(&stranger))).await; // it may be gone
+    }
+}
+
+/// Sends answers in the batches they happen to come in.
+async fn send_answers(
+    node: &Node,
+    from: Uid,
+    mut waiting: mpsc::Receiver<Answer>,
+    replies: &Replies,
+) {
+    let mut batch = Vec::with_capacity(BATCH_ANSWERS_MAX);
+    while waiting.recv_many(&mut batch, BATCH_ANSWERS_MAX).await > 0 {
+        let Ok(cluster) = node.cluster() else { return };
+        let stamp = Some(cluster.stamp(node, from));
+        let reply = LinkReply {
+            stamp,
+            answers: std::mem::take(&mut batch),
+        };
+        if replies.send(Ok(reply)).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Served {
+    node: Arc<Node>,
+    from: Uid,
+    answers: mpsc::Sender<Answer>,
+    room: Arc<Semaphore>,
+    coordinating: Arc<Semaphore>,
+}
+
+impl Served {
+    /// Returns when the peer leaves; with the reason, if it is sent away.
+    async fn take_calls(
+        &self,
+        first: LinkRequest,
+        mut calls: Streaming<LinkRequest>,
+    ) -> Option<Failure> {
+        let mut next = Some(first);
+        while let Some(request) = next {
+            let cluster = self.node.cluster().ok()?;
+            let stamp = request.stamp.unwrap_or_default();
+            if let Err(stranger) = check_stamp(&self.node, &cluster, self.from, &stamp) {
+                return Some(stranger);
+            }
+            for call in request.calls {
+                self.take(&cluster, &stamp, call).await;
+            }
+            next = calls.message().await.ok()?;
+        }
+        None
+    }
+
+    /// What is quick is answered on the spot; what waits for a disk or a peer gets a task.
+    async fn take(&self, cluster: &Cluster, stamp: &Stamp, Call { id, body, .. }: Call) {
+        let node = Arc::clone(&self.node);
+        match body {
+            Some(call::Body::Read(ask)) => self.answer(id, read(&node, ask)).await,
+            Some(call::Body::Beat(beat)) => {
+                if let Some(peer) = cluster.peers.get(&self.from) {
+                    let (id, depth) = (stamp.layout_id.clone(), stamp.layout_depth);
+                    peer.heard(beat, LayoutRef { id, depth });
+                }
+                self.answer(id, Ok(answer::Body::Beat(BeatAnswer {}))).await;
+            }
+            Some(call::Body::Merge(ask)) => {
+                self.later(id, async move { merge(&node, ask).await }).await;
+            }
+            Some(call::Body::Coordinate(ask)) => {
+                match Arc::clone(&self.coordinating).try_acquire_owned() {
+                    Err(_) => {
+                        self.answer(
+                            id,
+                            Err(errors::overloaded("too many writes are forwarded to it")),
+                        )
+                        .await
+                    }
+                    Ok(place) => {
+                        let work = async move {
+                            let _place = place;
+                            coordinator::coordinate(&node, ask)
+                                .await
+                                .map(answer::Body::Coordinate)
+                        };
+                        self.later(id, work).await;
+                    }
+                }
+            }
+            Some(call::Body::Scan(ask)) => {
+                self.later(id, async move {
+                    scan::scan_here(&node, ask).await.map(answer::Body::Scan)
+                })
+                .await;
+            }
+            Some(call::Body::Layout(shown)) => {
+                let work = async move {
+                    membership::layout_shown(&node, shown)
+                        .await
+                        .map(answer::Body::Layout)
+                };
+                self.later(id, work).await;
+            }
+            None => {
+                self.answer(
+                    id,
+                    Err(errors::argument(
+                        "the call is unknown",
+                        "a newer kvd made it",
+                    )),
+                )
+                .await
+            }
+        }
+    }
+
+    async fn answer(&self, id: u64, outcome: Result<answer::Body, Failure>) {
+        let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
+        let _ = self.answers.send(Answer { id, body }).await; // the link may be gone
+    }
+
+    async fn later(
+        &self,
+        id: u64,
+        work: impl Future<Output = Result<answer::Body, Failure>> + Send + 'static,
+    ) {
+        let Ok(place) = Arc::clone(&self.room).acquire_owned().await else {
+            return;
+        };
+        let answers = self.answers.clone();
+        self.node.spawn(async move {
+            let outcome = work.await;
+            let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
+            let _ = answers.send(Answer { id, body }).await; // the link may be gone
+            drop(place);
+        });
+    }
+}
+
+fn read(node: &Node, ask: ReadCall) -> Result<answer::Body, Failure> {
+    let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
+    let copy = node
+        .store
+        .read(&key)
+        .map_err(|error| errors::storage(&error))?;
+    let object = copy.map(|copy| copy.encode().into()).unwrap_or_default();
+    Ok(answer::Body::Read(ReadAnswer { object }))
+}
+
+async fn merge(node: &Node, ask: MergeCall) -> Result<answer::Body, Failure> {
+    let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
+    let object = Object::decode(ask.object)
+        .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
+    let synced = node.store.merge(key, object).await;
+    synced
+        .map_err(|_| errors::internal("storage dropped a write"))?
+        .map_err(|error| errors::storage(&error))?;
+    Ok(answer::Body::Merge(MergeAnswer {}))
+}
+
+/// Whether this message comes from the member it says, and is meant for this node.
+fn check_stamp(node: &Node, cluster: &Cluster, from: Uid, stamp: &Stamp) -> Result<(), Failure> {
+    match stamp {
+        _ if stamp.cluster_id[..] != cluster.id.to_bytes() => {
+            Err(errors::stranger("the message is from another cluster"))
+        }
+        _ if stamp.to_uid[..] != node.uid.to_bytes() => Err(errors::stranger(format!(
+            "the message is for another node; this is {}",
+            node.uid
+        ))),
+        _ if stamp.uid[..] != from.to_bytes() || !cluster.peers.contains_key(&from) => Err(
+            errors::stranger("the sender is not a member of this cluster"),
+        ),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,293 @@
+//! Every error a client can see: what happened, why, in what state things are, what to try.
+//! Made here and nowhere else.
+
+use crate::dynamo::context::ContextError;
+use crate::dynamo::key::KeyLengthError;
+use crate::dynamo::object::WriteRefused;
+use crate::dynamo::quorum::QuorumError;
+use crate::storage::StoreError;
+use proto::v1::{ErrorCode, ErrorDetail, Outcome, ReplicaAnswer};
+
+/// A failed request. Boxed: an error is rare, and large.
+pub type Failure = Box<ErrorDetail>;
+
+fn failure(code: ErrorCode, what: impl Into<String>, why: impl Into<String>) -> Failure {
+    let (what, why) = (what.into(), why.into());
+    Box::new(ErrorDetail {
+        code: code.into(),
+        what,
+        why,
+        ..Default::default()
+    })
+}
+
+fn not_applied(mut failure: Failure) -> Failure {
+    failure.outcome = Outcome::NotApplied.into();
+    if failure.state.is_empty() {
+        failure.state = "nothing was stored".into();
+    }
+    failure
+}
+
+/// The node has no cluster.
+pub fn blank() -> Failure {
+    let mut blank = failure(
+        ErrorCode::Blank,
+        "this node has not been given a cluster",
+        "a kvd starts blank and waits, so that one which lost its disk never invents a new cluster",
+    );
+    blank.advice = "kvctl cluster init --name NAME n1=HOST:PORT …".into();
+    not_applied(blank)
+}
+
+/// The node is on its way out.
+pub fn draining() -> Failure {
+    let mut draining = failure(ErrorCode::Draining, "this node is shutting down", "");
+    draining.advice = "another node".into();
+    not_applied(draining)
+}
+
+/// Too much at once.
+pub fn overloaded(why: &str) -> Failure {
+    let mut overloaded = failure(ErrorCode::Overloaded, "this node is overloaded", why);
+    overloaded.advice = "again in a moment, or another node".into();
+    not_applied(overloaded)
+}
+
+/// Something that should not be possible.
+pub fn internal(what: impl Into<String>) -> Failure {
+    failure(ErrorCode::Internal, what, "this is a bug in kvd")
+}
+
+/// A bad key.
+pub fn key(error: &KeyLengthError) -> Failure {
+    not_applied(failure(
+        ErrorCode::KeyInvalid,
+        "the key is not allowed",
+        error.to_string(),
+    ))
+}
+
+/// A value over the keyspace's limit.
+pub fn value_too_large(bytes: usize, max: u32, keyspace: &str) -> Failure {
+    let why = format!("keyspace {keyspace} allows {max} bytes, this value has {bytes}");
+    let mut large = failure(ErrorCode::ValueTooLarge, "the value is too large", why);
+    large.advice = "split the value, or keep it elsewhere and store where it is".into();
+    not_applied(large)
+}
+
+/// R or W that cannot be.
+pub fn quorum_invalid(error: &QuorumError) -> Failure {
+    not_applied(failure(
+        ErrorCode::QuorumInvalid,
+        "the quorum is not possible",
+        error.to_string(),
+    ))
+}
+
+/// An argument that is wrong in another way.
+pub fn argument(what: &str, why: impl Into<String>) -> Failure {
+    not_applied(failure(ErrorCode::ArgumentInvalid, what, why))
+}
+
+/// No such keyspace.
+pub fn keyspace_unknown(name: &str, known: &[&str]) -> Failure {
+    let why = format!("the cluster has {}", known.join(", "));
+    let mut unknown = failure(
+        ErrorCode::KeyspaceUnknown,
+        format!("there is no keyspace {name:?}"),
+        why,
+    );
+    unknown.advice = format!("kvctl keyspaces create {name}");
+    not_applied(unknown)
+}
+
+/// The keyspace is there already.
+pub fn keyspace_exists(name: &str) -> Failure {
+    let mut exists = failure(
+        ErrorCode::KeyspaceExists,
+        format!("keyspace {name:?} exists already"),
+        "",
+    );
+    exists.state = "it was not changed".into();
+    exists.advice = format!("kvctl keyspaces show {name}");
+    not_applied(exists)
+}
+
+/// A context that is refused.
+pub fn context(error: &ContextError) -> Failure {
+    let code = match error {
+        ContextError::Mismatch(_) => ErrorCode::ContextMismatch,
+        _ => ErrorCode::ContextInvalid,
+    };
+    let mut refused = failure(code, "the context is refused", error.to_string());
+    refused.advice = "read the key again and use the context that comes with it".into();
+    not_applied(refused)
+}
+
+/// A put over a limit of the key.
+pub fn write_refused(refused: &WriteRefused) -> Failure {
+    let (code, advice) = match refused {
+        WriteRefused::TooManySiblings(_) => (
+            ErrorCode::TooManySiblings,
+            "get the key and put the merged value with the context that came with it",
+        ),
+        WriteRefused::TooLarge(_) => (
+            ErrorCode::ObjectTooLarge,
+            "get the key and put one value with the context that came with it",
+        ),
+    };
+    let mut detail = failure(code, "the put is refused", refused.to_string());
+    detail.advice = advice.into();
+    not_applied(detail)
+}
+
+/// This node's own storage says no. A write may or may not be on its disk.
+pub fn storage(error: &StoreError) -> Failure {
+    match error {
+        StoreError::Overloaded => overloaded("too many writes wait for the disk"),
+        StoreError::Refused(refused) => write_refused(refused),
+        StoreError::Stopped(why) => {
+            let mut stopped = failure(
+                ErrorCode::StorageFailed,
+                "this node's storage has stopped",
+                why,
+            );
+            stopped.outcome = Outcome::Unknown.into();
+            stopped.state = "the node no longer votes, and exits".into();
+            stopped.advice = "another node; and look at this one's disk".into();
+            stopped
+        }
+    }
+}
+
+/// What a request that misses its quorum was.
+pub struct Unmet<'a> {
+    /// `get`, `put` or `delete`.
+    pub verb: &'a str,
+    /// The key, for people.
+    pub key: &'a [u8],
+    /// R or W.
+    pub quorum: (&'a str, u8),
+    /// Answers or acknowledgements so far.
+    pub acks: Vec<String>,
+    /// What each replica said.
+    pub replicas: Vec<ReplicaAnswer>,
+    /// How long was waited, milliseconds.
+    pub waited_ms: u128,
+    /// `None` for a get.
+    pub outcome: Option<Outcome>,
+}
+
+/// R or W was not met.
+pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
+    let Unmet {
+        verb,
+        key,
+        quorum: (name, needed),
+        acks,
+        replicas,
+        waited_ms,
+        outcome,
+    } = unmet;
+    let key = key.escape_ascii();
+    let got = acks.len();
+    let noun = if outcome.is_some() { "ack" } else { "answer" };
+    let plural = if got == 1 { "" } else { "s" };
+    let what =
+        format!("{verb} {key} needed {name}={needed}, got {got} {noun}{plural} in {waited_ms} ms");
+    let silent: Vec<String> = replicas
+        .iter()
+        .filter(|r| !r.error.is_empty())
+        .map(|r| format!("{} {}", r.node, r.error))
+        .collect();
+    let why = match silent.len() {
+        0 => "no replica failed, but the deadline passed".to_owned(),
+        failed => format!(
+            "{failed} of {} replicas did not answer: {}",
+            replicas.len(),
+            silent.join(", ")
+        ),
+    };
+    let mut detail = failure(ErrorCode::QuorumUnmet, what, why);
+    detail.state = match outcome {
+        Some(Outcome::NotApplied) => "nothing was stored and nothing was sent".into(),
+        Some(_) if acks.is_empty() => "it may surface later (outcome: unknown)".into(),
+        Some(_) => format!(
+            "{} kept it and it may surface later (outcome: unknown); not rolled back",
+            acks.join(", ")
+        ),
+        None => String::new(),
+    };
+    detail.advice = match outcome {
+        Some(Outcome::Unknown) => {
+            "the same request again, with the same context and request id".into()
+        }
+        _ => format!("again when the replicas are back (kvctl nodes list), or with a lower {name}"),
+    };
+    detail.outcome = outcome.unwrap_or_default().into();
+    detail.acks = got as u32;
+    detail.needed = needed.into();
+    detail.replicas = replicas;
+    detail
+}
+
+/// A put that had to be forwarded, and no replica took it.
+pub fn forward_failed(verb: &str, key: &[u8], why: &[String], sent: bool) -> Failure {
+    let what = format!(
+        "{verb} {} reached no replica of the key",
+        key.escape_ascii()
+    );
+    let mut detail = failure(ErrorCode::QuorumUnmet, what, why.join(", "));
+    if !sent {
+        return not_applied(detail);
+    }
+    detail.outcome = Outcome::Unknown.into();
+    detail.state = "it was sent, and may surface later (outcome: unknown)".into();
+    detail.advice = "the same request again, with the same context and request id".into();
+    detail
+}
+
+/// A forwarded write arrived at a node that is no replica of its key: the layouts differ.
+pub fn layout_stale() -> Failure {
+    not_applied(failure(
+        ErrorCode::LayoutStale,
+        "this node is not a replica of the key",
+        "the sender's layout is not this node's",
+    ))
+}
+
+/// A message that does not belong here.
+pub fn stranger(why: impl Into<String>) -> Failure {
+    not_applied(failure(ErrorCode::Stranger, "refused as a stranger", why))
+}
+
+/// No such node.
+pub fn node_unknown(name: &str) -> Failure {
+    failure(
+        ErrorCode::NodeUnknown,
+        format!("there is no node {name:?}"),
+        "it is not in the layout",
+    )
+}
+
+/// A node that would have to answer does not.
+pub fn node_unreachable(node: &str, why: &str) -> Failure {
+    not_applied(failure(
+        ErrorCode::NodeUnreachable,
+        format!("{node} cannot be reached"),
+        why,
+    ))
+}
+
+/// A cluster is there already.
+pub fn cluster_exists(what: impl Into<String>) -> Failure {
+    let mut exists = failure(
+        ErrorCode::ClusterExists,
+        what,
+        "a node belongs to one cluster, for good",
+    );
+    exists.state = "nothing was changed".into();
+    exists.advice = "use blank nodes: new, empty data directories".into();
+    not_applied(exists)
+}

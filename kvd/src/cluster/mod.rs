@@ -1,0 +1,167 @@
+//! The shell: drives the decisions of `dynamo/` over the network. A file is a loop, a send, a
+//! deadline.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `mod` | the node: who it is, its store, its cluster; one immutable snapshot for every reader |
+//! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
+//! | `coordinator` | one client request: drives `dynamo::read` and `dynamo::write` |
+//! | `scan` | one page of a keyspace |
+//! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
+//! | `view` | the cluster as this node sees it |
+//! | `errors` | every error a client can see |
+
+pub mod coordinator;
+pub mod errors;
+pub mod membership;
+pub mod peers;
+pub mod scan;
+pub mod view;
+
+use crate::clock;
+use crate::dynamo::context::Sealer;
+use crate::dynamo::layout::Layout;
+use crate::dynamo::node::{ClusterId, Incarnation, Uid};
+use crate::storage::Store;
+use crate::telemetry::{Events, Stats};
+use arc_swap::ArcSwapOption;
+use errors::Failure;
+use peers::Peer;
+use proto::v1::Stamp;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+/// Client requests this node works on at once. One more is refused as overload.
+const REQUESTS_MAX: usize = 4096;
+
+/// How long a request may take when its caller does not say.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(2);
+
+/// The longest deadline a caller may ask for.
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
+
+/// One node of a cluster, or a blank one that waits for a cluster.
+pub struct Node {
+    /// Its identity, made with its data directory.
+    pub uid: Uid,
+    /// This life of it.
+    pub incarnation: Incarnation,
+    /// Where the others reach it.
+    pub address: String,
+    /// Its records.
+    pub store: Store,
+    /// What it counts.
+    pub stats: Stats,
+    /// What it saw happen.
+    pub events: Events,
+    /// Client requests under way.
+    pub requests: Semaphore,
+    /// When it started, Unix milliseconds.
+    pub started_at_ms: u64,
+    /// Set when the node is on its way out: client requests are refused, those under way go on.
+    pub draining: AtomicBool,
+    /// Ends every loop.
+    pub stop: CancellationToken,
+    cluster: ArcSwapOption<Cluster>,
+    /// Held while the cluster or its layout is replaced, so that two changes do not cross.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// A node's cluster at one moment. Replaced whole when anything changes.
+pub struct Cluster {
+    /// Its id.
+    pub id: ClusterId,
+    /// Its secret, and the id: what contexts are sealed with.
+    pub sealer: Sealer,
+    secret: [u8; 16],
+    /// The facts of the cluster.
+    pub layout: Arc<Layout>,
+    /// Every other member.
+    pub peers: BTreeMap<Uid, Arc<Peer>>,
+}
+
+impl Node {
+    /// A node on this store. It is blank until [`membership`] gives it a cluster.
+    pub fn new(uid: Uid, incarnation: Incarnation, address: String, store: Store) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            incarnation,
+            address,
+            store,
+            stats: Stats::default(),
+            events: Events::default(),
+            requests: Semaphore::new(REQUESTS_MAX),
+            started_at_ms: clock::now_ms(),
+            draining: AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            cluster: ArcSwapOption::empty(),
+            changing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The cluster it belongs to.
+    pub fn cluster(&self) -> Result<Arc<Cluster>, Failure> {
+        self.cluster.load_full().ok_or_else(errors::blank)
+    }
+
+    /// Its name in the cluster; its address while it is blank.
+    pub fn name(&self) -> String {
+        let cluster = self.cluster.load();
+        let name = cluster.as_ref().map(|cluster| cluster.name_of(self.uid));
+        name.unwrap_or_else(|| self.address.clone())
+    }
+
+    /// Refuses new client requests, and waits for those under way, at most `patience`.
+    pub async fn drain(&self, patience: Duration) {
+        self.draining.store(true, Ordering::Relaxed);
+        let all = self.requests.acquire_many(REQUESTS_MAX as u32);
+        if tokio::time::timeout(patience, all).await.is_err() {
+            tracing::warn!("requests are still under way and will be cut off");
+        }
+    }
+
+    /// Runs `task` until it ends or the node stops.
+    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        tokio::spawn(async move { stop.run_until_cancelled(task).await });
+    }
+}
+
+impl Cluster {
+    /// The name of a member; the uid of anyone else.
+    pub fn name_of(&self, uid: Uid) -> String {
+        self.layout
+            .member(uid)
+            .map_or_else(|| uid.to_string(), |member| member.name.clone())
+    }
+
+    /// The names of members, in the order given.
+    pub fn names_of<'a>(&self, uids: impl IntoIterator<Item = &'a Uid>) -> Vec<String> {
+        uids.into_iter().map(|uid| self.name_of(*uid)).collect()
+    }
+
+    /// What every message from `node` to `to` carries.
+    pub fn stamp(&self, node: &Node, to: Uid) -> Stamp {
+        Stamp {
+            cluster_id: self.id.to_bytes().to_vec().into(),
+            uid: node.uid.to_bytes().to_vec().into(),
+            incarnation: node.incarnation.to_bytes().to_vec().into(),
+            layout_id: self.layout.id().to_bytes().to_vec().into(),
+            layout_depth: self.layout.depth(),
+            to_uid: to.to_bytes().to_vec().into(),
+        }
+    }
+}
+
+/// When a request that says `timeout_ms` (0: nothing) must be answered.
+pub fn deadline(timeout_ms: u32) -> Instant {
+    let timeout = match timeout_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(ms.into()).min(DEADLINE_MAX),
+    };
+    clock::now() + timeout
+}

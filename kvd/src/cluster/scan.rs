@@ -1,0 +1,280 @@
+//! One page of a keyspace: partition by partition, each asked of R of its replicas and joined.
+
+use super::coordinator::{admit, keyspace, sibling};
+use super::errors::{self, Failure};
+use super::peers::CallError;
+use super::{Cluster, Node, deadline};
+use crate::clock;
+use crate::dynamo::key::Key;
+use crate::dynamo::layout::Keyspace;
+use crate::dynamo::node::{KeyspaceId, Uid};
+use crate::dynamo::object::Object;
+use crate::dynamo::scan::{Page, Place, join};
+use crate::dynamo::version::Clock;
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use proto::token::Token;
+use proto::v1::{ScanAnswer, ScanCall, ScanEntry, ScanItem, ScanReply, ScanRequest, answer, call};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+const LIMIT_DEFAULT: u32 = 256;
+const LIMIT_MAX: u32 = 1024;
+
+/// A page ends once it holds so many bytes of values.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// One page, from the request's cursor on.
+pub async fn scan(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, Failure> {
+    let _admitted = admit(node)?;
+    let cluster = node.cluster()?;
+    let keyspace = keyspace(&cluster, &request.keyspace)?.clone();
+    let bits = cluster.layout.partition_bits();
+    let last = match request.partition {
+        Some(partition) if partition >= 1 << bits => {
+            let why = format!(
+                "partitions are 0 to {}, not {partition}",
+                (1u32 << bits) - 1
+            );
+            return Err(errors::argument("there is no such partition", why));
+        }
+        Some(partition) => partition,
+        None => (1 << bits) - 1,
+    };
+    let first = Token::range(request.partition.unwrap_or(0), bits).0;
+    let mut walk = Walk {
+        from: parse_cursor(&request.cursor)?.unwrap_or((first, Bytes::new())),
+        node: Arc::clone(node),
+        limit: match request.limit {
+            0 => LIMIT_DEFAULT,
+            limit => limit.min(LIMIT_MAX),
+        } as usize,
+        prefix: request.prefix,
+        deadline: deadline(request.timeout_ms),
+        found: Vec::new(),
+        bytes: 0,
+        missing: BTreeSet::new(),
+        complete: true,
+        keyspace,
+        cluster,
+    };
+    let next = walk.run(last).await;
+    Ok(walk.reply(next))
+}
+
+/// The page a peer asks of this node's own copies.
+pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Failure> {
+    let token = |bytes: &[u8]| bytes.try_into().map(|b| Token(u128::from_be_bytes(b)));
+    let (Ok(from), Ok(to)) = (token(&ask.from_token), token(&ask.to_token)) else {
+        return Err(errors::argument(
+            "the scan is not allowed",
+            "a token has 16 bytes",
+        ));
+    };
+    let page = local_page(
+        node,
+        KeyspaceId(ask.keyspace),
+        (from, ask.after_key),
+        to,
+        ask.prefix,
+        ask.limit,
+    )
+    .await;
+    let page = page.map_err(|error| errors::node_unreachable("the disk", &error.text()))?;
+    let entry = |(key, object): (Bytes, Object)| ScanEntry {
+        key,
+        object: object.encode().into(),
+    };
+    let (through_token, through_key) = match page.through {
+        Some((token, key)) => (token.to_bytes().to_vec().into(), key),
+        None => Default::default(),
+    };
+    Ok(ScanAnswer {
+        entries: page.entries.into_iter().map(entry).collect(),
+        through_token,
+        through_key,
+    })
+}
+
+async fn local_page(
+    node: &Arc<Node>,
+    keyspace: KeyspaceId,
+    from: Place,
+    to: Token,
+    prefix: Bytes,
+    limit: u32,
+) -> Result<Page, CallError> {
+    let store = node.store.clone();
+    // Off the threads that serve requests: a page may touch thousands of cold records.
+    let walk = tokio::task::spawn_blocking(move || {
+        store.scan(keyspace, &from, to, &prefix, limit.min(LIMIT_MAX) as usize)
+    });
+    match walk.await {
+        Ok(page) => page.map_err(|error| CallError::Lost(error.to_string())),
+        Err(_) => Err(CallError::Lost("the scan was broken off".into())),
+    }
+}
+
+struct Walk {
+    node: Arc<Node>,
+    cluster: Arc<Cluster>,
+    keyspace: Keyspace,
+    prefix: Bytes,
+    limit: usize,
+    deadline: Instant,
+    from: Place,
+    found: Vec<(Bytes, Object)>,
+    bytes: usize,
+    missing: BTreeSet<Uid>,
+    complete: bool,
+}
+
+impl Walk {
+    /// Walks until the page is full or the time is half gone; returns where to go on.
+    async fn run(&mut self, last: u32) -> Option<Place> {
+        let bits = self.cluster.layout.partition_bits();
+        let half = clock::now() + self.deadline.saturating_duration_since(clock::now()) / 2;
+        loop {
+            let partition = self.from.0.partition(bits);
+            let page = self
+                .partition_page(partition, Token::range(partition, bits).1)
+                .await;
+            for (key, object) in page.entries {
+                if object.live().is_empty() {
+                    continue; // deleted
+                }
+                self.bytes += object.encoded_len();
+                self.found.push((key, object));
+            }
+            self.from = match page.through {
+                Some(place) => place,
+                None if partition >= last => return None,
+                None => (Token::range(partition + 1, bits).0, Bytes::new()),
+            };
+            let full = self.found.len() >= self.limit || self.bytes >= PAGE_BYTES;
+            if full || clock::now() >= half {
+                return Some(self.from.clone());
+            }
+        }
+    }
+
+    /// Asks R replicas of the partition, others in place of those that fail.
+    async fn partition_page(&mut self, partition: u32, to: Token) -> Page {
+        let row = self.cluster.layout.replicas(self.keyspace.n, partition);
+        let mut order: Vec<Uid> = row.map(|member| member.uid).collect();
+        order.sort_by_key(|uid| match self.cluster.peers.get(uid) {
+            None => 0, // this node
+            Some(peer) if peer.is_usable() => 1,
+            Some(_) => 2,
+        });
+        let needed = usize::from(self.keyspace.r);
+        let mut rest = order.into_iter();
+        let mut asked: FuturesUnordered<_> = rest
+            .by_ref()
+            .take(needed)
+            .map(|uid| self.ask(uid, to))
+            .collect();
+        let mut pages = Vec::new();
+        while let Some((uid, page)) = asked.next().await {
+            match page {
+                Ok(page) => pages.push(page),
+                Err(_) => {
+                    self.missing.insert(uid);
+                    asked.extend(rest.next().map(|uid| self.ask(uid, to)));
+                }
+            }
+        }
+        self.complete &= pages.len() >= needed;
+        join(pages)
+    }
+
+    fn ask(
+        &self,
+        on: Uid,
+        to: Token,
+    ) -> impl Future<Output = (Uid, Result<Page, CallError>)> + use<> {
+        let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
+        let (keyspace, from, prefix) = (self.keyspace.id(), self.from.clone(), self.prefix.clone());
+        let (limit, deadline) = (
+            (self.limit - self.found.len().min(self.limit - 1)) as u32,
+            self.deadline,
+        );
+        async move {
+            if on == node.uid {
+                return (
+                    on,
+                    local_page(&node, keyspace, from, to, prefix, limit).await,
+                );
+            }
+            let Some(peer) = cluster.peers.get(&on) else {
+                return (on, Err(CallError::NotSent("is no member".into())));
+            };
+            let body = call::Body::Scan(ScanCall {
+                keyspace: keyspace.0,
+                from_token: from.0.to_bytes().to_vec().into(),
+                after_key: from.1,
+                to_token: to.to_bytes().to_vec().into(),
+                limit,
+                prefix,
+            });
+            let page = match peer.call(body, 0, deadline).await {
+                Ok(answer::Body::Scan(answer)) => parse_page(answer),
+                Ok(_) => Err(CallError::Lost("answered something else".into())),
+                Err(error) => Err(error),
+            };
+            (on, page)
+        }
+    }
+
+    fn reply(self, next: Option<Place>) -> ScanReply {
+        let item = |(bytes, object): (Bytes, Object)| {
+            let key = Key::new(self.keyspace.id(), bytes.clone()).ok()?; // a peer's nonsense: left out
+            let seal = |clock: &Clock| Bytes::from(self.cluster.sealer.seal(&key, clock));
+            let live = object.live().into_iter().map(|(dot, record)| {
+                let value = record.value.clone().unwrap_or_default();
+                sibling(dot, record, value, seal(&object.context_of(dot)))
+            });
+            Some(ScanItem {
+                key: bytes,
+                siblings: live.collect(),
+                context: seal(object.clock()),
+            })
+        };
+        let cursor = |(token, key): Place| [&token.to_bytes()[..], &key[..]].concat().into();
+        ScanReply {
+            items: self.found.into_iter().filter_map(item).collect(),
+            next: next.map(cursor).unwrap_or_default(),
+            complete: self.complete,
+            missing: self.cluster.names_of(&self.missing),
+        }
+    }
+}
+
+fn parse_cursor(cursor: &Bytes) -> Result<Option<Place>, Failure> {
+    if cursor.is_empty() {
+        return Ok(None);
+    }
+    match cursor.first_chunk::<16>() {
+        Some(token) => Ok(Some((
+            Token(u128::from_be_bytes(*token)),
+            cursor.slice(16..),
+        ))),
+        None => Err(errors::argument(
+            "the cursor is not allowed",
+            "it is not one that a scan returned",
+        )),
+    }
+}
+
+fn parse_page(answer: ScanAnswer) -> Result<Page, CallError> {
+    let bad = |error| CallError::Lost(format!("sent a copy that is {error}"));
+    let entries = answer
+        .entries
+        .into_iter()
+        .map(|entry| Ok((entry.key, Object::decode(entry.object).map_err(bad)?)))
+        .collect::<Result<_, _>>()?;
+    let through = answer.through_token.first_chunk::<16>();
+    let through = through.map(|token| (Token(u128::from_be_bytes(*token)), answer.through_key));
+    Ok(Page { entries, through })
+}

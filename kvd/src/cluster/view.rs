@@ -1,0 +1,249 @@
+//! The cluster as this node sees it: what kvctl and kvtop show.
+
+use super::peers::{node_stats, version};
+use super::{Cluster, Node};
+use crate::clock;
+use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
+use crate::dynamo::node::Uid;
+use crate::dynamo::verdict::{self, Level, Margins, Missing};
+use proto::v1::{
+    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeView, Verdict,
+};
+use std::collections::BTreeSet;
+
+/// The keyspace whose copies stand for the ring where one is shown.
+const SHOWN: &str = "default";
+
+/// The cluster, with the events after `events_since`.
+pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
+    let Ok(cluster) = node.cluster() else {
+        return blank_view(node, events_since);
+    };
+    let layout = &cluster.layout;
+    let shown = layout
+        .keyspace(SHOWN)
+        .expect("every layout has the default keyspace");
+    let mut nodes = node_views(node, &cluster, shown.n);
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    let up: BTreeSet<Uid> = nodes
+        .iter()
+        .filter(|n| n.state() == NodeState::Up)
+        .filter_map(|n| Uid::from_slice(&n.uid))
+        .collect();
+    let ours = layout_ref(layout);
+    let agreed = nodes
+        .iter()
+        .filter(|n| n.state() == NodeState::Up && n.layout.as_ref() == Some(&ours));
+    let keyspaces: Vec<(&Keyspace, Margins)> = layout
+        .keyspaces()
+        .values()
+        .map(|k| {
+            (
+                k,
+                verdict::margins(k, &verdict::live_copies(layout, k.n, &up)),
+            )
+        })
+        .collect();
+    let missing: Vec<Missing> = nodes
+        .iter()
+        .filter(|n| n.state() != NodeState::Up)
+        .map(missing)
+        .collect();
+    ClusterView {
+        name: layout.cluster_name().to_owned(),
+        id: cluster.id.to_bytes().to_vec().into(),
+        viewpoint: cluster.name_of(node.uid),
+        observed_at_ms: clock::now_ms(),
+        layout_agreed: agreed.count() as u32,
+        layout: Some(ours),
+        verdict: Some(wire_verdict(verdict::verdict(
+            nodes.len(),
+            &missing,
+            &keyspaces,
+        ))),
+        live_copies: verdict::live_copies(layout, shown.n, &up).into(),
+        keyspaces: keyspace_views(&keyspaces),
+        nodes,
+        events: node.events.since(events_since),
+        version: version(),
+    }
+}
+
+/// The whole layout.
+pub fn layout_view(cluster: &Cluster) -> LayoutView {
+    let layout = &cluster.layout;
+    let member = |m: &Member| v1::Member {
+        uid: m.uid.to_bytes().to_vec().into(),
+        name: m.name.clone(),
+        address: m.address.clone(),
+        zone: m.zone.clone(),
+        weight: m.weight,
+    };
+    let table = |n: u8| v1::Table {
+        n: n.into(),
+        slots: (0..layout.partitions())
+            .flat_map(|p| layout.row(n, p))
+            .map(|slot| u32::from(*slot))
+            .collect(),
+    };
+    LayoutView {
+        layout: Some(layout_ref(layout)),
+        parents: layout
+            .parents()
+            .iter()
+            .map(|id| id.to_bytes().to_vec().into())
+            .collect(),
+        cluster_name: layout.cluster_name().to_owned(),
+        cluster_id: cluster.id.to_bytes().to_vec().into(),
+        partition_bits: layout.partition_bits(),
+        members: layout.members().iter().map(member).collect(),
+        keyspaces: layout.keyspaces().values().map(wire_keyspace).collect(),
+        tables: layout.tables().keys().map(|n| table(*n)).collect(),
+    }
+}
+
+/// A keyspace on the wire.
+pub fn wire_keyspace(keyspace: &Keyspace) -> v1::Keyspace {
+    let mode = match keyspace.mode {
+        Mode::Sloppy => v1::Mode::Sloppy,
+        Mode::Strict => v1::Mode::Strict,
+    };
+    v1::Keyspace {
+        name: keyspace.name.clone(),
+        n: keyspace.n.into(),
+        r: keyspace.r.into(),
+        w: keyspace.w.into(),
+        mode: mode.into(),
+        value_bytes_max: keyspace.value_bytes_max,
+    }
+}
+
+/// A layout's name on the wire.
+pub fn layout_ref(layout: &Layout) -> LayoutRef {
+    LayoutRef {
+        id: layout.id().to_bytes().to_vec().into(),
+        depth: layout.depth(),
+    }
+}
+
+/// Whether a member is up, as this node sees it.
+pub fn state_of(node: &Node, cluster: &Cluster, uid: Uid) -> NodeState {
+    match cluster.peers.get(&uid) {
+        _ if uid == node.uid => NodeState::Up,
+        Some(peer) => peer.health().state,
+        None => NodeState::Unknown,
+    }
+}
+
+fn blank_view(node: &Node, events_since: u64) -> ClusterView {
+    ClusterView {
+        viewpoint: node.address.clone(),
+        observed_at_ms: clock::now_ms(),
+        verdict: Some(Verdict {
+            level: v1::Level::Degraded.into(),
+            headline: "this node has not been given a cluster".into(),
+            impact: "it serves nothing".into(),
+            next: "kvctl cluster init --name NAME n1=HOST:PORT …".into(),
+        }),
+        events: node.events.since(events_since),
+        version: version(),
+        ..Default::default()
+    }
+}
+
+fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
+    let layout = &cluster.layout;
+    let (copies, fair) = (layout.copies(n), layout.fair_ratio(n));
+    let all = f64::from(layout.partitions()) * f64::from(n);
+    layout
+        .members()
+        .iter()
+        .zip(copies.into_iter().zip(fair))
+        .map(|(member, (copies, fair))| {
+            let placed = NodeView {
+                name: member.name.clone(),
+                uid: member.uid.to_bytes().to_vec().into(),
+                address: member.address.clone(),
+                zone: member.zone.clone(),
+                weight: member.weight,
+                share_ratio: f64::from(copies) / all,
+                fair_ratio: fair.num as f64 / fair.den as f64 / all,
+                copies,
+                ..Default::default()
+            };
+            match cluster.peers.get(&member.uid) {
+                None => own_view(node, cluster, placed),
+                Some(peer) => peer_view(peer, placed),
+            }
+        })
+        .collect()
+}
+
+fn own_view(node: &Node, cluster: &Cluster, placed: NodeView) -> NodeView {
+    NodeView {
+        state: NodeState::Up.into(),
+        since_ms: node.started_at_ms,
+        layout: Some(layout_ref(&cluster.layout)),
+        stats: Some(node_stats(node)),
+        stats_at_ms: clock::now_ms(),
+        version: version(),
+        ..placed
+    }
+}
+
+fn peer_view(peer: &super::peers::Peer, placed: NodeView) -> NodeView {
+    let health = peer.health();
+    let (beat, stats_at_ms) = health.beat.unzip();
+    let beat = beat.unwrap_or_default();
+    NodeView {
+        state: health.state.into(),
+        since_ms: health.since_ms,
+        why: health.why,
+        layout: health.layout,
+        stats: beat.stats,
+        stats_at_ms: stats_at_ms.unwrap_or(0),
+        latency_us: peer.latency_us(),
+        version: beat.version,
+        ..placed
+    }
+}
+
+fn missing(view: &NodeView) -> Missing {
+    Missing {
+        name: view.name.clone(),
+        for_ms: clock::now_ms().saturating_sub(view.since_ms),
+        known: view.state() == NodeState::Down && view.stats.is_some(),
+    }
+}
+
+fn keyspace_views(keyspaces: &[(&Keyspace, Margins)]) -> Vec<KeyspaceView> {
+    let view = |(keyspace, margins): &(&Keyspace, Margins)| KeyspaceView {
+        keyspace: Some(wire_keyspace(keyspace)),
+        partitions: margins.partitions,
+        gets_fail: margins.gets_fail,
+        puts_fail: margins.puts_fail,
+        no_margin: margins.no_margin,
+    };
+    let mut views: Vec<KeyspaceView> = keyspaces.iter().map(view).collect();
+    views.sort_by(|a, b| {
+        a.keyspace
+            .as_ref()
+            .map(|k| &k.name)
+            .cmp(&b.keyspace.as_ref().map(|k| &k.name))
+    });
+    views
+}
+
+fn wire_verdict(verdict: verdict::Verdict) -> Verdict {
+    let level = match verdict.level {
+        Level::Ok => v1::Level::Ok,
+        Level::Degraded => v1::Level::Degraded,
+        Level::Critical => v1::Level::Critical,
+    };
+    Verdict {
+        level: level.into(),
+        headline: verdict.headline,
+        impact: verdict.impact,
+        next: verdict.next,
+    }
+}

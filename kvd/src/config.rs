@@ -1,0 +1,307 @@
+//! From flags, environment and file to one valid configuration.
+//!
+//! Built-in defaults < file (TOML) < environment (`KVD_…`) < flags.
+
+use crate::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+use serde::de::{self, Deserializer};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Runs one node of a kvd cluster.
+///
+/// A new node is blank and waits to be given a cluster: see `kvctl cluster init`.
+/// For a whole cluster on this machine: kvd dev --nodes 3
+#[derive(Debug, Parser)]
+#[command(name = "kvd", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do other than run one node.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to run one node.
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+/// What kvd does other than run one node.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs a real local cluster: separate processes, stopped all together by Ctrl-C.
+    ///
+    /// Started again on the same directory, the data is still there.
+    Dev(DevFlags),
+}
+
+/// Flags of `kvd dev`.
+#[derive(Clone, Debug, Args)]
+pub struct DevFlags {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub nodes: u16,
+    /// Where their data directories are.
+    #[arg(long, default_value = ".kvd-dev")]
+    pub dir: PathBuf,
+    /// Port of the first; the others follow. Default: 7400, or what the directory was made with.
+    #[arg(long)]
+    pub base_port: Option<u16>,
+    /// Spread the nodes over so many zones.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub zones: u16,
+}
+
+/// Flags of a node, each with its environment variable.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Flags {
+    /// Configuration file (TOML); its keys are these flags with underscores.
+    #[arg(long, env = "KVD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to listen. Default: 127.0.0.1:7400.
+    #[arg(long, env = "KVD_LISTEN", value_name = "IP:PORT")]
+    pub listen: Option<Listen>,
+    /// Where the other nodes reach this one, if not at the listen address.
+    #[arg(long, env = "KVD_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<Advertise>,
+    /// The node's data. Made if it is not there. Default: kvd-data.
+    #[arg(long, env = "KVD_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Memory for database pages, MiB. Default: 256.
+    #[arg(long, env = "KVD_CACHE_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub cache_mib: Option<u32>,
+    /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
+    #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How log lines look.
+    #[arg(long, env = "KVD_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Stop, as on SIGTERM, when standard input ends: ties the node to the process that holds
+    /// the other end.
+    #[arg(long, hide = true)]
+    pub stop_with_stdin: bool,
+}
+
+/// The same keys, as a file has them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<Listen>,
+    advertise: Option<Advertise>,
+    data_dir: Option<PathBuf>,
+    #[serde(default, deserialize_with = "cache_mib")]
+    cache_mib: Option<u32>,
+    log: Option<String>,
+    log_format: Option<LogFormat>,
+}
+
+/// One valid configuration.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where the others reach this node; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// The node's data.
+    pub data_dir: PathBuf,
+    /// Memory for database pages, bytes.
+    pub cache_bytes: usize,
+    /// What to log.
+    pub log: String,
+    /// How.
+    pub log_format: LogFormat,
+    /// Stop when standard input ends.
+    pub stop_with_stdin: bool,
+}
+
+/// Why there is no valid configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("configuration file {0} cannot be read: {1}")]
+    Read(PathBuf, std::io::Error),
+    /// A line of it is wrong. The text shows the line.
+    #[error("configuration file {0} is not valid\n{1}")]
+    Parse(PathBuf, String),
+    /// Two settings do not go together.
+    #[error("{0}")]
+    Combination(&'static str),
+}
+
+impl Config {
+    /// Puts flags (and environment) over the file over the defaults.
+    pub fn resolve(flags: Flags) -> Result<Self, ConfigError> {
+        let file = flags
+            .config
+            .as_deref()
+            .map(read_file)
+            .transpose()?
+            .unwrap_or_default();
+        let listen = flags
+            .listen
+            .or(file.listen)
+            .map_or(default_listen(), |listen| listen.0);
+        let advertise = flags
+            .advertise
+            .or(file.advertise)
+            .map(|advertise| advertise.0);
+        if advertise.is_none() && listen.ip().is_unspecified() {
+            return Err(ConfigError::Combination(
+                "a node that listens on every address must be told which one the others reach it at: --advertise HOST:PORT",
+            ));
+        }
+        Ok(Self {
+            listen,
+            advertise,
+            data_dir: flags
+                .data_dir
+                .or(file.data_dir)
+                .unwrap_or_else(|| "kvd-data".into()),
+            cache_bytes: flags.cache_mib.or(file.cache_mib).unwrap_or(256) as usize * 1024 * 1024,
+            log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+            stop_with_stdin: flags.stop_with_stdin,
+        })
+    }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], proto::DEFAULT_PORT))
+}
+
+fn read_file(path: &Path) -> Result<File, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| ConfigError::Read(path.to_owned(), error))?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse(path.to_owned(), error.to_string()))
+}
+
+fn cache_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match u32::deserialize(from)? {
+        mib @ 1..=1_048_576 => Ok(Some(mib)),
+        other => Err(de::Error::custom(format!(
+            "cache_mib is 1 to 1048576, not {other}"
+        ))),
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Listen(SocketAddr);
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| format!("{text:?} is not IP:PORT, such as 127.0.0.1:7400"))
+    }
+}
+
+/// An address others can reach.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Advertise(String);
+
+impl FromStr for Advertise {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let port = port
+            .and_then(|(_, port)| port.parse::<u16>().ok())
+            .filter(|port| *port > 0);
+        match port {
+            Some(_) => Ok(Self(text.to_owned())),
+            None => Err(format!(
+                "{text:?} is not HOST:PORT, such as db1.example.net:7400"
+            )),
+        }
+    }
+}
+
+/// Lets a type that parses from text be read from a file, with the same error.
+macro_rules! deserialize_from_text {
+    ($($name:ident),*) => {$(
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl de::Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                from.deserialize_str(Text)
+            }
+        }
+    )*};
+}
+
+deserialize_from_text!(Listen, Advertise);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> (tempfile::TempDir, Flags) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kvd.toml");
+        std::fs::write(&path, text).unwrap();
+        (
+            dir,
+            Flags {
+                config: Some(path),
+                ..Default::default()
+            },
+        )
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let (_dir, flags) = file("listen = \"127.0.0.1:9000\"\ncache_mib = 7\n");
+        let flags = Flags {
+            listen: Some("127.0.0.1:9001".parse().unwrap()),
+            ..flags
+        };
+        let config = Config::resolve(flags).unwrap();
+        assert_eq!(config.listen.port(), 9001);
+        assert_eq!(config.cache_bytes, 7 << 20);
+        assert_eq!(config.data_dir, Path::new("kvd-data"));
+    }
+
+    #[test]
+    fn a_bad_value_names_file_line_key_and_what_is_allowed() {
+        for (text, expected) in [
+            (
+                "\nlisten = \"here\"\n",
+                &["kvd.toml", "line 2", "listen", "is not IP:PORT"][..],
+            ),
+            ("listne = 1\n", &["line 1", "listne", "listen"]),
+            ("cache_mib = 0\n", &["line 1", "cache_mib is 1 to 1048576"]),
+        ] {
+            let (_dir, flags) = file(text);
+            let error = Config::resolve(flags).unwrap_err().to_string();
+            assert!(expected.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
+
+    #[test]
+    fn listening_everywhere_needs_an_address_to_tell_the_others() {
+        let listen = Some("0.0.0.0:7400".parse().unwrap());
+        let flags = Flags {
+            listen,
+            ..Default::default()
+        };
+        assert!(
+            Config::resolve(flags.clone())
+                .unwrap_err()
+                .to_string()
+                .contains("--advertise")
+        );
+        let advertise = Some("db1:7400".parse().unwrap());
+        assert!(Config::resolve(Flags { advertise, ..flags }).is_ok());
+    }
+}

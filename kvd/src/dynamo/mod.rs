@@ -1,0 +1,39 @@
+//! Decisions, and nothing else: which node holds what, which version supersedes which, when a
+//! quorum is met, what to repair.
+//!
+//! **Invariant: nothing here reads a clock or chance, does I/O, waits, or depends on the order of
+//! a hash map.** Time, randomness and replies are arguments; what to do next is a return value.
+//! The shell in `cluster/`, `storage/` and `api/` does the doing. The lints below and
+//! `tests/tests/tidy.rs` keep it so.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `node` | who a node is: uid, incarnation |
+//! | `key` | key, value and their limits |
+//! | `layout` | members, keyspaces and the table partition → replicas |
+//! | `plan` | who should hold what |
+//! | `preference` | the replicas of one key in order, then the fallbacks |
+//! | `clock` | hybrid logical clock: counters that never repeat |
+//! | `version` | dots and version vectors |
+//! | `object` | one key's siblings: put, delete, merge |
+//! | `context` | the opaque token a client carries from a get to a put |
+//! | `quorum` | N, R and W of one request |
+//! | `read`, `write` | one get, one put, as machines that are fed replies |
+//! | `scan` | one page of a keyspace, joined from several replicas |
+//! | `verdict` | the state of the cluster, in words |
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod clock;
+pub mod context;
+pub mod key;
+pub mod layout;
+pub mod node;
+pub mod object;
+pub mod plan;
+pub mod preference;
+pub mod quorum;
+pub mod read;
+pub mod scan;
+pub mod verdict;
+pub mod version;
+pub mod write;

@@ -1,0 +1,161 @@
+//! The preference list of a key: the nodes that should hold it, then those that stand in.
+
+use crate::dynamo::layout::Layout;
+use crate::dynamo::node::Uid;
+use proto::token::Token;
+
+/// Most fallbacks named. A write needs at most one for each of its N replicas, so 16 survive the
+/// loss of all 7 homes and 9 fallbacks; beyond that the write fails rather than ask its way through
+/// a cluster that is not there. It also bounds what a request allocates.
+pub const FALLBACKS_MAX: usize = 16;
+
+/// Whom to ask for a key, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Preference {
+    /// The replicas. The first coordinates, as long as it is up.
+    pub homes: Vec<Uid>,
+    /// Who takes a write in place of a home that is down; at most [`FALLBACKS_MAX`].
+    pub fallbacks: Vec<Uid>,
+}
+
+/// The preference list of `token` in keyspaces of `n` copies, `n` being that of a keyspace of
+/// `layout`.
+///
+/// Homes are the row of the token's partition, turned by bits of the token that do not choose the
+/// partition. So the keys of a partition are coordinated by all its nodes alike, without a role
+/// that a table would have to store and a planner to balance.
+///
+/// Fallbacks are the other members in the order met walking the next rows, as Dynamo walks the
+/// ring (SOSP'07, section 4.6); neighbouring partitions meet others first, so the hints of a node
+/// that is down spread over many. Members that hold nothing come last, in order of uid.
+pub fn preference(layout: &Layout, n: u8, token: Token) -> Preference {
+    let partition = layout.partition_of(token);
+    let mut homes = layout.row(n, partition).to_vec();
+    homes.rotate_left((token.0 as u64 % u64::from(n)) as usize);
+    let fallbacks = fallbacks(layout, n, partition, &homes);
+    let uids = |slots: &[u16]| {
+        slots
+            .iter()
+            .map(|&slot| layout.members()[usize::from(slot)].uid)
+            .collect()
+    };
+    Preference {
+        homes: uids(&homes),
+        fallbacks: uids(&fallbacks),
+    }
+}
+
+fn fallbacks(layout: &Layout, n: u8, partition: u32, homes: &[u16]) -> Vec<u16> {
+    let others = layout.members().len() - homes.len();
+    let wanted = others.min(FALLBACKS_MAX);
+    let q = layout.partitions();
+    let walked = (1..q).flat_map(|step| layout.row(n, (partition + step) % q).iter().copied());
+    let rest = 0..layout.members().len() as u16;
+    let mut found = Vec::with_capacity(wanted);
+    for slot in walked.chain(rest) {
+        // Checked first: where every member is a home, nothing is walked.
+        if found.len() == wanted {
+            break;
+        }
+        if !homes.contains(&slot) && !found.contains(&slot) {
+            found.push(slot);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dynamo::layout::samples::layout;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    #[test]
+    fn three_nodes_are_all_homes_and_nobody_is_left_to_fall_back_to() {
+        let layout = layout(&[1, 1, 1], 1);
+        let list = preference(&layout, 3, Token::of(b"user:42"));
+        let all: Vec<Uid> = layout.members().iter().map(|member| member.uid).collect();
+        let homes: BTreeSet<Uid> = list.homes.iter().copied().collect();
+        assert!(homes.iter().eq(&all));
+        assert_eq!(list.fallbacks, []);
+    }
+
+    #[test]
+    fn the_first_place_follows_the_load_of_replicas() {
+        let layout = layout(&[1, 2, 3, 4, 5, 6, 7, 8], 3);
+        let keys: u64 = 100_000;
+        let mut first: BTreeMap<Uid, u64> = BTreeMap::new();
+        for key in 0..keys {
+            let list = preference(&layout, 3, Token::of(&key.to_be_bytes()));
+            *first.entry(list.homes[0]).or_default() += 1;
+        }
+        let replicas = 3 << layout.partition_bits();
+        for (member, copies) in layout.members().iter().zip(layout.copies(3)) {
+            let expected = keys * u64::from(copies) / replicas;
+            let off = first[&member.uid].abs_diff(expected);
+            // Keys are chance too: they alone move the lightest by a percent or two.
+            assert!(
+                off * 100 <= expected * 5,
+                "{}: {off} of {expected}",
+                member.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_member_that_holds_nothing_still_falls_back_last() {
+        let layout = layout(&[1_000_000, 1_000_000, 1_000_000, 1_000_000, 1], 1);
+        let idle = layout.member_named("n4").unwrap().uid;
+        assert_eq!(layout.copies(3)[usize::from(layout.slot(idle).unwrap())], 0);
+        let list = preference(&layout, 3, Token::of(b"k"));
+        assert_eq!((list.fallbacks.len(), list.fallbacks[1]), (2, idle));
+    }
+
+    #[test]
+    fn fallbacks_follow_the_next_rows_and_stop_at_the_bound() {
+        let layout = layout(&[1; 40], 5);
+        let list = preference(&layout, 3, Token(0));
+        assert_eq!(list.fallbacks.len(), FALLBACKS_MAX);
+        let mut met = layout.replicas(3, 1).map(|member| member.uid);
+        let next = met.find(|uid| !list.homes.contains(uid));
+        assert!(next.is_none_or(|next| next == list.fallbacks[0]));
+    }
+
+    #[test]
+    fn the_fallbacks_of_a_node_are_many() {
+        let layout = layout(&[1; 12], 3);
+        let down = layout.members()[0].uid;
+        let mut stand_ins = BTreeSet::new();
+        for partition in 0..layout.partitions() {
+            let (token, _) = Token::range(partition, layout.partition_bits());
+            let list = preference(&layout, 3, token);
+            if list.homes.contains(&down) {
+                stand_ins.insert(list.fallbacks[0]);
+            }
+        }
+        assert_eq!(stand_ins.len(), 11);
+    }
+
+    proptest! {
+        #[test]
+        fn homes_are_the_row_and_fallbacks_are_others(
+            weights in prop::collection::vec(1u32..=8, 3..=30),
+            zones in 1usize..=5,
+            token: u128,
+        ) {
+            let layout = layout(&weights, zones);
+            let list = preference(&layout, 3, Token(token));
+            let partition = layout.partition_of(Token(token));
+            let row: BTreeSet<Uid> = layout.replicas(3, partition).map(|m| m.uid).collect();
+            let homes: BTreeSet<Uid> = list.homes.iter().copied().collect();
+            prop_assert_eq!(list.homes.len(), 3);
+            prop_assert_eq!(&homes, &row);
+            let fallbacks: BTreeSet<Uid> = list.fallbacks.iter().copied().collect();
+            prop_assert_eq!(fallbacks.len(), list.fallbacks.len());
+            prop_assert_eq!(fallbacks.len(), FALLBACKS_MAX.min(weights.len() - 3));
+            prop_assert!(fallbacks.is_disjoint(&homes));
+            prop_assert_eq!(list, preference(&layout.clone(), 3, Token(token)));
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! One get, as a machine: it is fed replies and says whom to ask, whom to repair, and when to
+//! answer. It knows no clock and sends nothing (after basho's `riak_kv_get_core`).
+//!
+//! It asks R replicas, one more for each that fails and for each hedge, joins what they hold, and
+//! answers at R. Replicas found behind are sent the join. With blocking repair (strict keyspaces)
+//! the join is on a write quorum before the answer goes out, so that what one completed get
+//! returned no later one misses (the second phase of Attiya, Bar-Noy and Dolev, 1995).
+
+use crate::dynamo::node::Uid;
+use crate::dynamo::object::Object;
+use crate::dynamo::quorum::Quorum;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a get sets out with.
+#[derive(Clone, Debug)]
+pub struct ReadSpec {
+    /// N and R.
+    pub quorum: Quorum,
+    /// The key's replicas in the order they are to be asked.
+    pub order: Vec<Uid>,
+    /// With blocking repair: how many replicas must hold the join before the answer. `None`:
+    /// repair goes on behind the answer.
+    pub repair_first: Option<u8>,
+}
+
+/// What the caller is to do next. `Answer` or `Fail` comes exactly once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ReadStep {
+    /// Ask this replica for its copy.
+    Ask(Uid),
+    /// Send this replica the join.
+    Repair(Uid),
+    /// Answer the client with the join.
+    Answer,
+    /// Tell the client that R cannot be met.
+    Fail,
+}
+
+/// One get under way.
+#[derive(Debug)]
+pub struct Read {
+    spec: ReadSpec,
+    next: usize,
+    waiting: BTreeSet<Uid>,
+    copies: BTreeMap<Uid, Object>,
+    failed: BTreeSet<Uid>,
+    joined: Object,
+    repairing: BTreeSet<Uid>,
+    repaired: BTreeSet<Uid>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Asking,
+    RepairingFirst,
+    Over,
+}
+
+impl Read {
+    /// Begins: asks the first R replicas.
+    pub fn start(spec: ReadSpec) -> (Self, Vec<ReadStep>) {
+        assert!(
+            spec.order.len() >= usize::from(spec.quorum.needed),
+            "R is at most N"
+        );
+        let mut read = Self {
+            next: 0,
+            waiting: BTreeSet::new(),
+            copies: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            joined: Object::default(),
+            repairing: BTreeSet::new(),
+            repaired: BTreeSet::new(),
+            phase: Phase::Asking,
+            spec,
+        };
+        let steps = (0..read.spec.quorum.needed)
+            .flat_map(|_| read.ask_next())
+            .collect();
+        (read, steps)
+    }
+
+    /// A replica's copy came. An absent key is an empty object.
+    pub fn reply(&mut self, from: Uid, copy: Object) -> Vec<ReadStep> {
+        if !self.waiting.remove(&from) {
+            return Vec::new();
+        }
+        // While the join is being brought to a write quorum it must not grow: what is answered has
+        // to be what those replicas were sent.
+        if self.phase != Phase::RepairingFirst {
+            self.joined.merge(&copy);
+        }
+        self.copies.insert(from, copy);
+        match self.phase {
+            Phase::Asking if self.copies.len() >= usize::from(self.spec.quorum.needed) => {
+                self.quorum_met()
+            }
+            Phase::Over => self.repair_behind(),
+            Phase::Asking | Phase::RepairingFirst => Vec::new(),
+        }
+    }
+
+    /// A replica did not answer, or said that it cannot.
+    pub fn fail(&mut self, from: Uid) -> Vec<ReadStep> {
+        if !self.waiting.remove(&from) {
+            return Vec::new();
+        }
+        self.failed.insert(from);
+        if self.phase != Phase::Asking {
+            return Vec::new();
+        }
+        let steps = self.ask_next();
+        let possible = self.copies.len() + self.waiting.len();
+        if possible < usize::from(self.spec.quorum.needed) {
+            self.end(ReadStep::Fail)
+        } else {
+            steps
+        }
+    }
+
+    /// The quickest replicas take long: asks one more.
+    pub fn hedge(&mut self) -> Vec<ReadStep> {
+        if self.phase == Phase::Asking {
+            self.ask_next()
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// A replica has the join on disk, or could not take it.
+    pub fn repair_ended(&mut self, on: Uid, stored: bool) -> Vec<ReadStep> {
+        self.repairing.remove(&on);
+        if stored {
+            self.repaired.insert(on);
+        } else {
+            self.failed.insert(on);
+        }
+        if self.phase != Phase::RepairingFirst {
+            return Vec::new();
+        }
+        if stored {
+            self.copies.insert(on, self.joined.clone());
+        }
+        self.repair_until_quorum()
+    }
+
+    /// The deadline passed.
+    pub fn expire(&mut self) -> Vec<ReadStep> {
+        self.end(ReadStep::Fail)
+    }
+
+    /// The join of every copy that came.
+    pub fn joined(&self) -> &Object {
+        &self.joined
+    }
+
+    /// The copies that came, each as its replica sent it (or, once repaired, the join).
+    pub fn copies(&self) -> &BTreeMap<Uid, Object> {
+        &self.copies
+    }
+
+    /// Replicas that were sent the join and stored it.
+    pub fn repaired(&self) -> &BTreeSet<Uid> {
+        &self.repaired
+    }
+
+    /// Replicas being sent the join.
+    pub fn repairing(&self) -> &BTreeSet<Uid> {
+        &self.repairing
+    }
+
+    /// Whether nothing more can come of it: answered, and no reply or repair outstanding.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Over && self.waiting.is_empty() && self.repairing.is_empty()
+    }
+
+    fn ask_next(&mut self) -> Vec<ReadStep> {
+        let Some(&node) = self.spec.order.get(self.next) else {
+            return Vec::new();
+        };
+        self.next += 1;
+        self.waiting.insert(node);
+        vec![ReadStep::Ask(node)]
+    }
+
+    fn end(&mut self, step: ReadStep) -> Vec<ReadStep> {
+        if self.phase == Phase::Over {
+            return Vec::new();
+        }
+        self.phase = Phase::Over;
+        vec![step]
+    }
+
+    fn quorum_met(&mut self) -> Vec<ReadStep> {
+        let all_agree = self.behind().next().is_none();
+        if self.spec.repair_first.is_some() && !all_agree {
+            self.phase = Phase::RepairingFirst;
+            return self.repair_until_quorum();
+        }
+        let mut steps = self.end(ReadStep::Answer);
+        steps.extend(self.repair_behind());
+        steps
+    }
+
+    /// Those whose copy lacks something of the join.
+    fn behind(&self) -> impl Iterator<Item = Uid> {
+        self.copies
+            .iter()
+            .filter(|(_, copy)| !copy.agrees_with(&self.joined))
+            .map(|(uid, _)| *uid)
+    }
+
+    fn repair_behind(&mut self) -> Vec<ReadStep> {
+        let behind: Vec<Uid> = self
+            .behind()
+            .filter(|uid| !self.repairing.contains(uid) && !self.failed.contains(uid))
+            .collect();
+        self.repairing.extend(&behind);
+        behind.into_iter().map(ReadStep::Repair).collect()
+    }
+
+    /// Brings the join to a write quorum: first those found behind, then, as far as needed, those
+    /// not asked yet.
+    fn repair_until_quorum(&mut self) -> Vec<ReadStep> {
+        let needed = usize::from(self.spec.repair_first.unwrap_or(0));
+        let mut steps = self.repair_behind();
+        let holding = self.copies.len() - self.behind().count();
+        if holding >= needed {
+            steps.extend(self.end(ReadStep::Answer));
+            return steps;
+        }
+        let more = needed.saturating_sub(holding + self.repairing.len());
+        let idle: Vec<Uid> = self
+            .spec
+            .order
+            .iter()
+            .copied()
+            .filter(|uid| {
+                !self.copies.contains_key(uid)
+                    && !self.repairing.contains(uid)
+                    && !self.failed.contains(uid)
+            })
+            .take(more)
+            .collect();
+        if idle.len() < more {
+            steps.extend(self.end(ReadStep::Fail));
+            return steps;
+        }
+        self.repairing.extend(&idle);
+        steps.extend(idle.into_iter().map(ReadStep::Repair));
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dynamo::clock::Counter;
+    use crate::dynamo::node::RequestId;
+    use crate::dynamo::object::Record;
+    use crate::dynamo::version::{Actor, Clock, Dot};
+    use proptest::prelude::*;
+
+    const A: Uid = Uid(1);
+    const B: Uid = Uid(2);
+    const C: Uid = Uid(3);
+
+    fn start(r: u8, repair_first: Option<u8>) -> (Read, Vec<ReadStep>) {
+        let quorum = Quorum { n: 3, needed: r };
+        Read::start(ReadSpec {
+            quorum,
+            order: vec![A, B, C],
+            repair_first,
+        })
+    }
+
+    /// An object of the writes 1..=`writes`, each by its own actor, all siblings.
+    fn copy(writes: u64) -> Object {
+        let mut object = Object::default();
+        for write in 1..=writes {
+            object.merge(&one(write));
+        }
+        object
+    }
+
+    fn one(write: u64) -> Object {
+        let dot = Dot {
+            actor: Actor(write),
+            counter: Counter(1),
+        };
+        let mut clock = Clock::new();
+        clock.advance(dot);
+        let record = Record {
+            value: Some("v".into()),
+            request: RequestId(write.into()),
+            checksum: 0,
+        };
+        Object::from_parts(clock, [(dot, record)])
+    }
+
+    #[test]
+    fn r_replicas_are_asked_and_r_replies_answer() {
+        let (mut read, steps) = start(2, None);
+        assert_eq!(steps, [ReadStep::Ask(A), ReadStep::Ask(B)]);
+        assert_eq!(read.reply(A, copy(1)), []);
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
+        assert!(read.is_over());
+    }
+
+    #[test]
+    fn a_failed_replica_is_replaced_by_the_next() {
+        let (mut read, _) = start(2, None);
+        assert_eq!(read.fail(A), [ReadStep::Ask(C)]);
+        assert_eq!(read.reply(B, copy(1)), []);
+        assert_eq!(read.fail(C), [ReadStep::Fail]);
+        assert_eq!(read.reply(C, copy(1)), [], "too late, and not waited for");
+    }
+
+    #[test]
+    fn a_replica_found_behind_is_sent_the_join_behind_the_answer() {
+        let (mut read, _) = start(2, None);
+        read.reply(A, copy(2));
+        assert_eq!(
+            read.reply(B, copy(1)),
+            [ReadStep::Answer, ReadStep::Repair(B)]
+        );
+        assert_eq!(read.joined(), &copy(2));
+        assert_eq!(read.repair_ended(B, true), []);
+        assert!(read.is_over() && read.repaired().contains(&B));
+    }
+
+    #[test]
+    fn a_late_reply_is_still_repaired_and_may_repair_others() {
+        let (mut read, _) = start(2, None);
+        assert_eq!(read.hedge(), [ReadStep::Ask(C)]);
+        read.reply(A, copy(1));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
+        assert_eq!(
+            read.reply(C, copy(2)),
+            [ReadStep::Repair(A), ReadStep::Repair(B)]
+        );
+    }
+
+    #[test]
+    fn a_strict_get_answers_once_a_write_quorum_holds_the_join() {
+        let (mut read, _) = start(2, Some(2));
+        read.reply(A, copy(2));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(B)]);
+        assert_eq!(read.repair_ended(B, true), [ReadStep::Answer]);
+    }
+
+    #[test]
+    fn a_strict_get_turns_to_a_replica_not_asked_when_a_repair_fails() {
+        let (mut read, _) = start(2, Some(2));
+        read.reply(A, copy(2));
+        read.reply(B, copy(1));
+        assert_eq!(read.repair_ended(B, false), [ReadStep::Repair(C)]);
+        assert_eq!(read.repair_ended(C, false), [ReadStep::Fail]);
+    }
+
+    #[test]
+    fn a_strict_get_that_finds_agreement_repairs_nothing() {
+        let (mut read, _) = start(2, Some(2));
+        read.reply(A, copy(1));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
+    }
+
+    #[test]
+    fn the_deadline_ends_a_get_once() {
+        let (mut read, _) = start(3, None);
+        read.reply(A, copy(1));
+        assert_eq!(read.expire(), [ReadStep::Fail]);
+        assert_eq!(read.expire(), []);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Move {
+        Reply(usize, u64),
+        Fail(usize),
+        Hedge,
+        RepairEnded(usize, bool),
+    }
+
+    fn a_move() -> impl Strategy<Value = Move> {
+        prop_oneof![
+            4 => (0usize..5, 0u64..4).prop_map(|(node, writes)| Move::Reply(node, writes)),
+            2 => (0usize..5).prop_map(Move::Fail),
+            1 => Just(Move::Hedge),
+            3 => (0usize..5, any::<bool>()).prop_map(|(node, ok)| Move::RepairEnded(node, ok)),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn whatever_comes_in_whatever_order(
+            n in 1u8..=5, r in 1u8..=5, w in prop::option::of(1u8..=5),
+            moves in prop::collection::vec(a_move(), 0..40)
+        ) {
+            let (r, w) = (r.min(n), w.map(|w| w.min(n)));
+            let order: Vec<Uid> = (0..u128::from(n)).map(Uid).collect();
+            let spec = ReadSpec { quorum: Quorum { n, needed: r }, order, repair_first: w };
+            let (mut read, steps) = Read::start(spec);
+            let mut asked: BTreeSet<Uid> = BTreeSet::new();
+            let mut replied = BTreeSet::new();
+            let mut repairing = BTreeSet::new();
+            let mut ends = 0;
+            let mut check = |read: &Read, steps: Vec<ReadStep>, replied: &BTreeSet<Uid>| {
+                for step in steps {
+                    match step {
+                        ReadStep::Ask(node) => assert!(asked.insert(node), "asked twice"),
+                        ReadStep::Repair(node) => { repairing.insert(node); }
+                        ReadStep::Answer => {
+                            ends += 1;
+                            assert!(replied.len() >= usize::from(r));
+                            let agree = read.copies().values().filter(|c| c.agrees_with(read.joined()));
+                            let agree = agree.count();
+                            let differed = agree < replied.len() || !read.repaired().is_empty();
+                            if let (Some(w), true) = (w, differed) {
+                                assert!(agree >= usize::from(w), "answered before the join was safe");
+                            }
+                        }
+                        ReadStep::Fail => ends += 1,
+                    }
+                }
+                (asked.clone(), repairing.clone(), ends)
+            };
+            let (mut now_asked, mut now_repairing, _) = check(&read, steps, &replied);
+            for m in moves {
+                let steps = match m {
+                    Move::Reply(node, writes) => {
+                        let node = Uid(node as u128);
+                        if now_asked.contains(&node) && read.waiting.contains(&node) {
+                            replied.insert(node);
+                        }
+                        read.reply(node, copy(writes))
+                    }
+                    Move::Fail(node) => read.fail(Uid(node as u128)),
+                    Move::Hedge => read.hedge(),
+                    Move::RepairEnded(node, ok) if read.repairing.contains(&Uid(node as u128)) => {
+                        read.repair_ended(Uid(node as u128), ok)
+                    }
+                    Move::RepairEnded(..) => Vec::new(),
+                };
+                (now_asked, now_repairing, _) = check(&read, steps, &replied);
+            }
+            let steps = read.expire();
+            let (_, _, ends) = check(&read, steps, &replied);
+            prop_assert_eq!(ends, 1, "a get ends exactly once");
+            prop_assert!(now_repairing.iter().all(|uid| uid.0 < u128::from(n)));
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! One put or delete, as a machine: it is fed acknowledgements and says whom to send the object,
+//! and when to answer. It knows no clock and sends nothing.
+//!
+//! Every home replica is sent the object; the client is answered when W of them have it on disk.
+//! Sloppy: a fallback stands in for a home that is down, keeps a hint, and counts toward W.
+//! Strict: only homes count, and with fewer than W of them up the write is refused at once.
+
+use crate::dynamo::layout::Mode;
+use crate::dynamo::node::Uid;
+use crate::dynamo::quorum::Quorum;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a write sets out with.
+#[derive(Clone, Debug)]
+pub struct WriteSpec {
+    /// N and W.
+    pub quorum: Quorum,
+    /// Whether fallbacks count.
+    pub mode: Mode,
+    /// The node that coordinates; its own disk is the first replica.
+    pub coordinator: Uid,
+    /// The key's replicas, the coordinator among them.
+    pub homes: Vec<Uid>,
+    /// Homes that are believed down: not sent to.
+    pub down: BTreeSet<Uid>,
+    /// Nodes that are up and may stand in, in order. Unused when strict.
+    pub fallbacks: Vec<Uid>,
+}
+
+/// What the caller is to do next. `Answer` or `Fail` comes exactly once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum WriteStep {
+    /// Send the object to this replica.
+    Send(Uid),
+    /// Send it to a fallback, with a hint that it is for `home`.
+    SendHinted {
+        /// The fallback.
+        to: Uid,
+        /// The replica that is down.
+        home: Uid,
+    },
+    /// W have it on disk: tell the client.
+    Answer,
+    /// W cannot be met. Something was sent: the outcome is unknown.
+    Fail,
+}
+
+/// Refused before anything was stored or sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TooFewUp {
+    /// Nodes that are up and would count.
+    pub up: usize,
+    /// W.
+    pub needed: u8,
+}
+
+/// One write under way.
+#[derive(Debug)]
+pub struct Write {
+    spec: WriteSpec,
+    /// Who has been sent the object, and for which absent home.
+    waiting: BTreeMap<Uid, Option<Uid>>,
+    acked: BTreeSet<Uid>,
+    hinted: BTreeSet<Uid>,
+    fallbacks_used: usize,
+    ended: bool,
+}
+
+impl Write {
+    /// Begins. The caller stores the object at the coordinator, and sends as the steps say as soon
+    /// as it is made: it need not wait for its own disk.
+    pub fn start(spec: WriteSpec) -> Result<(Self, Vec<WriteStep>), TooFewUp> {
+        assert!(
+            spec.homes.contains(&spec.coordinator),
+            "only a replica coordinates"
+        );
+        assert!(
+            !spec.down.contains(&spec.coordinator),
+            "the coordinator is up"
+        );
+        let homes_up = spec
+            .homes
+            .iter()
+            .filter(|home| !spec.down.contains(home))
+            .count();
+        let up = match spec.mode {
+            Mode::Strict => homes_up,
+            Mode::Sloppy => homes_up + spec.fallbacks.len(),
+        };
+        if up < usize::from(spec.quorum.needed) {
+            return Err(TooFewUp {
+                up,
+                needed: spec.quorum.needed,
+            });
+        }
+        let mut write = Self {
+            waiting: BTreeMap::from([(spec.coordinator, None)]),
+            acked: BTreeSet::new(),
+            hinted: BTreeSet::new(),
+            fallbacks_used: 0,
+            ended: false,
+            spec,
+        };
+        let steps = write.first_sends();
+        Ok((write, steps))
+    }
+
+    /// This node has the object on disk.
+    pub fn ack(&mut self, from: Uid) -> Vec<WriteStep> {
+        match self.waiting.remove(&from) {
+            None => return Vec::new(),
+            Some(None) => self.acked.insert(from),
+            Some(Some(_)) => self.hinted.insert(from),
+        };
+        let met = self.acked.len() + self.hinted.len() >= usize::from(self.spec.quorum.needed);
+        if met {
+            self.end(WriteStep::Answer)
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// This node failed, or cannot be reached: a fallback takes its place, if one may.
+    pub fn fail(&mut self, from: Uid) -> Vec<WriteStep> {
+        let Some(hint) = self.waiting.remove(&from) else {
+            return Vec::new();
+        };
+        let mut steps = self.stand_in(hint.unwrap_or(from));
+        let possible = self.acked.len() + self.hinted.len() + self.waiting.len();
+        if possible < usize::from(self.spec.quorum.needed) {
+            steps.extend(self.end(WriteStep::Fail));
+        }
+        steps
+    }
+
+    /// The deadline passed.
+    pub fn expire(&mut self) -> Vec<WriteStep> {
+        self.end(WriteStep::Fail)
+    }
+
+    /// Homes that have it on disk.
+    pub fn acked(&self) -> &BTreeSet<Uid> {
+        &self.acked
+    }
+
+    /// Fallbacks that have it on disk, with a hint.
+    pub fn hinted(&self) -> &BTreeSet<Uid> {
+        &self.hinted
+    }
+
+    /// Whether nothing more can come of it: ended, and no acknowledgement outstanding.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.waiting.is_empty()
+    }
+
+    fn first_sends(&mut self) -> Vec<WriteStep> {
+        let mut steps = Vec::new();
+        for home in self.spec.homes.clone() {
+            if self.spec.down.contains(&home) {
+                steps.extend(self.stand_in(home));
+            } else if home != self.spec.coordinator {
+                self.waiting.insert(home, None);
+                steps.push(WriteStep::Send(home));
+            }
+        }
+        steps
+    }
+
+    fn stand_in(&mut self, home: Uid) -> Vec<WriteStep> {
+        if self.spec.mode == Mode::Strict {
+            return Vec::new();
+        }
+        let Some(&to) = self.spec.fallbacks.get(self.fallbacks_used) else {
+            return Vec::new();
+        };
+        self.fallbacks_used += 1;
+        self.waiting.insert(to, Some(home));
+        vec![WriteStep::SendHinted { to, home }]
+    }
+
+    fn end(&mut self, step: WriteStep) -> Vec<WriteStep> {
+        if std::mem::replace(&mut self.ended, true) {
+            Vec::new()
+        } else {
+            vec![step]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: Uid = Uid(1);
+    const B: Uid = Uid(2);
+    const C: Uid = Uid(3);
+    const F: Uid = Uid(9);
+
+    fn spec(w: u8, mode: Mode, down: &[Uid], fallbacks: &[Uid]) -> WriteSpec {
+        WriteSpec {
+            quorum: Quorum { n: 3, needed: w },
+            mode,
+            coordinator: A,
+            homes: vec![A, B, C],
+            down: down.iter().copied().collect(),
+            fallbacks: fallbacks.to_vec(),
+        }
+    }
+
+    #[test]
+    fn every_replica_is_sent_the_object_and_w_acks_answer() {
+        let (mut write, steps) = Write::start(spec(2, Mode::Sloppy, &[], &[])).unwrap();
+        assert_eq!(steps, [WriteStep::Send(B), WriteStep::Send(C)]);
+        assert_eq!(write.ack(C), []);
+        assert_eq!(write.ack(C), [], "one node counts once");
+        assert_eq!(write.ack(A), [WriteStep::Answer]);
+        assert!(!write.is_over(), "the third replica is still waited for");
+        assert_eq!(write.ack(B), []);
+        assert!(write.is_over());
+    }
+
+    #[test]
+    fn strict_with_too_few_up_is_refused_before_anything_is_sent() {
+        let refused = Write::start(spec(2, Mode::Strict, &[B, C], &[F])).unwrap_err();
+        assert_eq!(refused, TooFewUp { up: 1, needed: 2 });
+    }
+
+    #[test]
+    fn sloppy_sends_to_a_fallback_in_place_of_a_home_that_is_down() {
+        let (mut write, steps) = Write::start(spec(2, Mode::Sloppy, &[B, C], &[F])).unwrap();
+        assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }]);
+        write.ack(A);
+        assert_eq!(write.ack(F), [WriteStep::Answer]);
+        assert!(write.hinted().contains(&F));
+    }
+
+    #[test]
+    fn sloppy_turns_to_a_fallback_when_a_home_fails() {
+        let (mut write, _) = Write::start(spec(3, Mode::Sloppy, &[], &[F])).unwrap();
+        assert_eq!(write.fail(B), [WriteStep::SendHinted { to: F, home: B }]);
+        assert_eq!(write.fail(F), [WriteStep::Fail]);
+    }
+
+    #[test]
+    fn strict_never_turns_to_a_fallback() {
+        let (mut write, _) = Write::start(spec(3, Mode::Strict, &[], &[F])).unwrap();
+        assert_eq!(write.fail(B), [WriteStep::Fail]);
+    }
+
+    #[test]
+    fn the_coordinators_own_disk_may_fail_and_the_others_still_make_w() {
+        let (mut write, _) = Write::start(spec(2, Mode::Strict, &[], &[])).unwrap();
+        assert_eq!(write.fail(A), []);
+        write.ack(B);
+        assert_eq!(write.ack(C), [WriteStep::Answer]);
+    }
+
+    #[test]
+    fn the_deadline_ends_a_write_once() {
+        let (mut write, _) = Write::start(spec(3, Mode::Sloppy, &[], &[])).unwrap();
+        assert_eq!(write.expire(), [WriteStep::Fail]);
+        assert_eq!(write.expire(), []);
+        assert_eq!(write.ack(B), [], "an ack after the end changes nothing");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn whatever_comes_in_whatever_order(
+            n in 1u8..=5, w in 1u8..=5, strict in any::<bool>(),
+            down in any::<u8>(), fallbacks in 0u128..4,
+            moves in prop::collection::vec((0u128..14, any::<bool>()), 0..40)
+        ) {
+            let w = w.min(n);
+            let homes: Vec<Uid> = (0..u128::from(n)).map(Uid).collect();
+            let down = homes.iter().skip(1).filter(|uid| down >> uid.0 & 1 == 1).copied().collect();
+            let mode = if strict { Mode::Strict } else { Mode::Sloppy };
+            let spec = WriteSpec {
+                quorum: Quorum { n, needed: w }, mode, coordinator: homes[0], homes: homes.clone(),
+                down, fallbacks: (10..10 + fallbacks).map(Uid).collect(),
+            };
+            let Ok((mut write, mut steps)) = Write::start(spec.clone()) else {
+                let up = homes.len() - spec.down.len() + if strict { 0 } else { fallbacks as usize };
+                prop_assert!(up < usize::from(w));
+                return Ok(());
+            };
+            let mut sent = BTreeSet::from([homes[0]]);
+            let mut acked = BTreeSet::new();
+            let mut ends = 0;
+            for (node, ok) in moves.into_iter().map(Some).chain([None]).map(|m| m.unwrap_or((99, false))) {
+                for step in std::mem::take(&mut steps) {
+                    match step {
+                        WriteStep::Send(to) => prop_assert!(sent.insert(to) && homes.contains(&to)),
+                        WriteStep::SendHinted { to, .. } => {
+                            prop_assert!(!strict && to.0 >= 10 && sent.insert(to));
+                        }
+                        WriteStep::Answer => {
+                            ends += 1;
+                            prop_assert!(acked.len() >= usize::from(w));
+                        }
+                        WriteStep::Fail => ends += 1,
+                    }
+                }
+                if node == 99 {
+                    break;
+                }
+                let node = Uid(node);
+                if ok && write.waiting.contains_key(&node) {
+                    acked.insert(node);
+                }
+                steps = if ok { write.ack(node) } else { write.fail(node) };
+            }
+            ends += steps.iter().filter(|s| matches!(s, WriteStep::Answer | WriteStep::Fail)).count();
+            ends += write.expire().len();
+            prop_assert_eq!(ends, 1, "a write ends exactly once");
+        }
+    }
+}

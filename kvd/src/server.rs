@@ -1,0 +1,177 @@
+//! All wiring: start, serve, drain, stop.
+
+use crate::api::{AdminService, KvService, ReplicaService};
+use crate::cluster::{Node, membership};
+use crate::config::Config;
+use crate::storage::identity::Directory;
+use crate::storage::{Store, StoreOptions};
+use anyhow::{Context, anyhow};
+use proto::MESSAGE_BYTES_MAX;
+use proto::v1::admin_server::AdminServer;
+use proto::v1::kv_server::{self, KvServer};
+use proto::v1::replica_server::ReplicaServer;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+
+/// Requests under way when the node is told to stop may take so long.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Then connections are given so long to close.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// Largest request a client may send, bytes. Well above any value allowed, so that one that is too
+/// large is refused in words rather than by the transport.
+const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Streams one connection may have open.
+const STREAMS_MAX: u32 = 4096;
+
+/// Runs one node until it is told to stop.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    // The port first: nothing on disk changes if it is taken.
+    let listener = TcpListener::bind(config.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: is another kvd running? choose another with --listen",
+            config.listen
+        )
+    })?;
+    let address = match &config.advertise {
+        Some(address) => address.clone(),
+        None => listener.local_addr()?.to_string(),
+    };
+    let mut directory = Directory::open(&config.data_dir)?;
+    let store = Store::open(
+        &mut directory,
+        &StoreOptions {
+            cache_bytes: config.cache_bytes,
+        },
+    )?;
+    let node = Node::new(
+        directory.uid(),
+        directory.incarnation(),
+        address,
+        store.clone(),
+    );
+    tracing::info!(
+        address = node.address,
+        uid = %node.uid,
+        incarnation = %node.incarnation,
+        start = directory.starts(),
+        data_dir = %config.data_dir.display(),
+        "kvd {} listens", env!("CARGO_PKG_VERSION"),
+    );
+    membership::resume(&node).map_err(|why| anyhow!(why))?;
+    match node.cluster() {
+        Ok(cluster) => tracing::info!(
+            name = node.name(),
+            cluster = cluster.layout.cluster_name(),
+            ring = cluster.layout.depth(),
+            "serving"
+        ),
+        Err(_) => tracing::info!("blank: waiting to be given a cluster (kvctl cluster init)"),
+    }
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving)
+        .await;
+    let serving = tokio::spawn(serve(Arc::clone(&node), listener, health_service)?);
+
+    let outcome = tokio::select! {
+        why = told_to_stop(config.stop_with_stdin) => {
+            tracing::info!(why = why?, "draining");
+            Ok(())
+        }
+        why = storage_stopped(&store) => Err(anyhow!("storage stopped, this node no longer votes: {why}")),
+    };
+    health
+        .set_service_status(kv_server::SERVICE_NAME, ServingStatus::NotServing)
+        .await;
+    if outcome.is_ok() {
+        node.drain(DRAIN_MAX).await;
+    }
+    node.stop.cancel();
+    let _ = tokio::time::timeout(CLOSE_MAX, serving).await; // whoever still hangs on is cut off
+    outcome?;
+    let closing = tokio::task::spawn_blocking(move || store.close());
+    if !closing.await? {
+        return Err(anyhow!(
+            "storage stopped while draining; the next start begins another life"
+        ));
+    }
+    directory.stopped_cleanly()?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn serve(
+    node: Arc<Node>,
+    listener: TcpListener,
+    health: tonic_health::pb::health_server::HealthServer<
+        impl tonic_health::pb::health_server::Health,
+    >,
+) -> anyhow::Result<impl Future<Output = Result<(), tonic::transport::Error>>> {
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let stop = node.stop.clone();
+    let kv = KvServer::new(KvService {
+        node: Arc::clone(&node),
+    })
+    .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
+    let admin = AdminServer::new(AdminService {
+        node: Arc::clone(&node),
+    });
+    let replica =
+        ReplicaServer::new(ReplicaService { node }).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    // Without TCP_NODELAY a small request waits for the acknowledgement of the one before: 40 ms.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .max_concurrent_streams(Some(STREAMS_MAX))
+        .initial_stream_window_size(4 * 1024 * 1024)
+        .initial_connection_window_size(16 * 1024 * 1024)
+        .add_service(kv)
+        .add_service(admin)
+        .add_service(replica)
+        .add_service(health)
+        .add_service(reflection);
+    Ok(server.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }))
+}
+
+async fn storage_stopped(store: &Store) -> String {
+    let mut stopped = store.stopped();
+    let why = stopped
+        .wait_for(Option::is_some)
+        .await
+        .map(|why| why.clone());
+    why.ok()
+        .flatten()
+        .unwrap_or_else(|| "its writer ended".into())
+}
+
+/// Returns, with the reason, when a signal or the end of standard input says so.
+async fn told_to_stop(with_stdin: bool) -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stdin_ended = async {
+        if !with_stdin {
+            return std::future::pending().await;
+        }
+        let (mut stdin, mut byte) = (tokio::io::stdin(), [0]);
+        while stdin.read(&mut byte).await.is_ok_and(|read| read > 0) {}
+    };
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = stdin_ended => "the process that started it is gone",
+    })
+}

@@ -1,0 +1,347 @@
+//! Whose directory this is, and which life of the node this start begins.
+//!
+//! `identity.toml` says it outside the database, the database's `meta` table inside; they must
+//! match. `LOCK` keeps a second process out. The incarnation goes on only after a clean stop: a
+//! node that may have lost its last writes must not use the actors that named them.
+
+use crate::clock;
+use crate::dynamo::node::{Incarnation, Uid};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Version of the directory's layout.
+pub const FORMAT: u32 = 1;
+
+const LOCK_FILE: &str = "LOCK";
+const IDENTITY_FILE: &str = "identity.toml";
+/// The database, within the directory.
+pub const DATABASE_FILE: &str = "kvd.redb";
+
+/// Why a data directory cannot be used. Each text ends in what to try.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// Another process has it.
+    #[error(
+        "data directory {0} is locked: another kvd runs on it; stop that one, or give this one its own --data-dir"
+    )]
+    Locked(PathBuf),
+    /// It holds something else.
+    #[error(
+        "{0} is not a kvd data directory: it holds {1} but no {IDENTITY_FILE}; give kvd an empty or new --data-dir"
+    )]
+    Foreign(PathBuf, String),
+    /// Files of two nodes were mixed.
+    #[error(
+        "data directory {path} mixes two nodes: {IDENTITY_FILE} names node {outside}, the database node {inside}; restore the files of one of them, or start with an empty --data-dir"
+    )]
+    Mixed {
+        /// The directory.
+        path: PathBuf,
+        /// Node in the identity file.
+        outside: Uid,
+        /// Node in the database.
+        inside: Uid,
+    },
+    /// The database is gone, or is an empty file.
+    #[error(
+        "data directory {0} has lost its database: {IDENTITY_FILE} is there, {DATABASE_FILE} is missing or empty; restore it, or remove the directory and let this node join as a new one"
+    )]
+    DatabaseMissing(PathBuf),
+    /// Made by a newer kvd.
+    #[error(
+        "data directory {path} has format {found}, this kvd reads format {FORMAT}; use the kvd that wrote it"
+    )]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The identity file is damaged.
+    #[error("{0} cannot be read: {1}; restore it from a backup")]
+    Damaged(PathBuf, String),
+    /// The disk says no.
+    #[error("data directory {path}: {action} failed: {source}")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What came back.
+        source: io::Error,
+    },
+}
+
+/// What `identity.toml` says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Facts {
+    format: u32,
+    uid: String,
+    incarnation: String,
+    /// Starts so far.
+    starts: u64,
+    /// The last stop was clean: every minted actor is still good.
+    clean: bool,
+    /// The database exists. False only until the very first start got that far.
+    born: bool,
+}
+
+/// A locked directory and who lives in it.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    facts: Facts,
+    uid: Uid,
+    incarnation: Incarnation,
+    _lock: File,
+}
+
+impl Directory {
+    /// Locks `path` (made if it is not there), and begins or resumes a life in it.
+    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
+        fs::create_dir_all(path).map_err(io_error(path, "making it"))?;
+        let lock = lock(path)?;
+        let mut facts = match read_facts(path)? {
+            Some(facts) => facts,
+            None => new_facts(path)?,
+        };
+        let uid = parse_hex(path, &facts.uid).map(Uid)?;
+        let database = fs::metadata(path.join(DATABASE_FILE))
+            .map(|meta| meta.len())
+            .unwrap_or(0);
+        if facts.born && database == 0 {
+            return Err(DirectoryError::DatabaseMissing(path.to_owned()));
+        }
+        if !facts.clean {
+            facts.incarnation = Incarnation(clock::random_u128()).to_string();
+        }
+        let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
+        facts.clean = false;
+        facts.starts += 1;
+        let directory = Self {
+            path: path.to_owned(),
+            facts,
+            uid,
+            incarnation,
+            _lock: lock,
+        };
+        directory.write_facts()?;
+        Ok(directory)
+    }
+
+    /// The node that lives here.
+    pub fn uid(&self) -> Uid {
+        self.uid
+    }
+
+    /// This life of it.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// How often it was started, this time included.
+    pub fn starts(&self) -> u64 {
+        self.facts.starts
+    }
+
+    /// Whether the database is still to be made.
+    pub fn is_new(&self) -> bool {
+        !self.facts.born
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The database exists and knows its node.
+    pub fn born(&mut self) -> Result<(), DirectoryError> {
+        self.facts.born = true;
+        self.write_facts()
+    }
+
+    /// The database went back in time (an older copy was put in its place): actors minted since
+    /// are not in it, so this is another life.
+    pub fn begin_another_life(&mut self, starts_at_least: u64) -> Result<(), DirectoryError> {
+        self.incarnation = Incarnation(clock::random_u128());
+        self.facts.incarnation = self.incarnation.to_string();
+        self.facts.starts = self.facts.starts.max(starts_at_least) + 1;
+        self.write_facts()
+    }
+
+    /// Everything is on disk; the next start may go on under this incarnation.
+    pub fn stopped_cleanly(&mut self) -> Result<(), DirectoryError> {
+        self.facts.clean = true;
+        self.write_facts()
+    }
+
+    /// Replaces the file whole: a crash leaves the old one or the new one.
+    fn write_facts(&self) -> Result<(), DirectoryError> {
+        let target = self.path.join(IDENTITY_FILE);
+        let temporary = self.path.join("identity.toml.new");
+        let text = toml::to_string(&self.facts).expect("a flat struct is valid TOML");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, &target)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(io_error(&target, "writing it"))
+    }
+}
+
+fn lock(path: &Path) -> Result<File, DirectoryError> {
+    let file = path.join(LOCK_FILE);
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&file);
+    let lock = lock.map_err(io_error(&file, "opening it"))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(DirectoryError::Locked(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io_error(&file, "locking it")(source)),
+    }
+}
+
+fn read_facts(path: &Path) -> Result<Option<Facts>, DirectoryError> {
+    let file = path.join(IDENTITY_FILE);
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error(&file, "reading it")(error)),
+    };
+    let facts: Facts = toml::from_str(&text)
+        .map_err(|error| DirectoryError::Damaged(file, error.message().to_owned()))?;
+    if facts.format != FORMAT {
+        return Err(DirectoryError::Format {
+            path: path.to_owned(),
+            found: facts.format,
+        });
+    }
+    Ok(Some(facts))
+}
+
+fn new_facts(path: &Path) -> Result<Facts, DirectoryError> {
+    for entry in fs::read_dir(path).map_err(io_error(path, "listing it"))? {
+        let name = entry.map_err(io_error(path, "listing it"))?.file_name();
+        let name = name.to_string_lossy().into_owned();
+        if name != LOCK_FILE && name != "identity.toml.new" {
+            return Err(DirectoryError::Foreign(path.to_owned(), name));
+        }
+    }
+    Ok(Facts {
+        format: FORMAT,
+        uid: Uid(clock::random_u128()).to_string(),
+        incarnation: Incarnation(clock::random_u128()).to_string(),
+        starts: 0,
+        clean: true,
+        born: false,
+    })
+}
+
+fn parse_hex(path: &Path, digits: &str) -> Result<u128, DirectoryError> {
+    u128::from_str_radix(digits, 16).map_err(|_| {
+        let why = format!("{digits:?} is not 32 hexadecimal digits");
+        DirectoryError::Damaged(path.join(IDENTITY_FILE), why)
+    })
+}
+
+fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DirectoryError {
+    let path = path.to_owned();
+    move |source| DirectoryError::Io {
+        path,
+        action,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(path: &Path) -> Result<Directory, DirectoryError> {
+        let mut directory = Directory::open(path)?;
+        if directory.is_new() {
+            fs::write(path.join(DATABASE_FILE), "stands for a database").unwrap();
+            directory.born()?;
+        }
+        Ok(directory)
+    }
+
+    #[test]
+    fn the_incarnation_goes_on_after_a_clean_stop_and_only_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = start(dir.path()).unwrap();
+        let (uid, incarnation) = (first.uid(), first.incarnation());
+        first.stopped_cleanly().unwrap();
+        drop(first);
+        let second = start(dir.path()).unwrap();
+        assert_eq!((second.uid(), second.incarnation()), (uid, incarnation));
+        drop(second); // as after a kill -9
+        let third = start(dir.path()).unwrap();
+        assert_eq!(third.uid(), uid);
+        assert_ne!(third.incarnation(), incarnation);
+        assert_eq!(third.starts(), 3);
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = start(dir.path()).unwrap();
+        assert!(matches!(
+            Directory::open(dir.path()),
+            Err(DirectoryError::Locked(_))
+        ));
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
+        assert!(matches!(
+            Directory::open(dir.path()),
+            Err(DirectoryError::Foreign(..))
+        ));
+        assert_eq!(
+            fs::read_to_string(dir.path().join("thesis.tex")).unwrap(),
+            "years of work"
+        );
+    }
+
+    #[test]
+    fn a_lost_database_is_not_taken_for_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(start(dir.path()).unwrap());
+        fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
+        assert!(matches!(
+            Directory::open(dir.path()),
+            Err(DirectoryError::DatabaseMissing(_))
+        ));
+    }
+
+    #[test]
+    fn a_damaged_or_newer_identity_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(start(dir.path()).unwrap());
+        let file = dir.path().join(IDENTITY_FILE);
+        let newer = fs::read_to_string(&file)
+            .unwrap()
+            .replace("format = 1", "format = 2");
+        fs::write(&file, newer).unwrap();
+        assert!(matches!(
+            Directory::open(dir.path()),
+            Err(DirectoryError::Format { found: 2, .. })
+        ));
+        fs::write(&file, "nonsense").unwrap();
+        assert!(matches!(
+            Directory::open(dir.path()),
+            Err(DirectoryError::Damaged(..))
+        ));
+    }
+}

@@ -1,0 +1,34 @@
+//! Bytes on disk: what the rest of kvd may ask of storage.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `identity` | the data directory: lock, who lives in it, which life this is |
+//! | `record` | the bytes of one record (pure) |
+//! | `engine` | redb, and the one writer that commits groups of writes |
+//!
+//! **Invariant: a write is answered only when it is fsynced.** **Invariant: any error of the disk
+//! stops the store for good**: the write in hand may or may not be on disk, and a database handle
+//! that has failed once proves nothing any more. The process says why and exits; the next start
+//! is another incarnation.
+
+mod engine;
+pub mod identity;
+pub mod record;
+
+pub use engine::{Disk, Facts, OpenError, Prepared, Store, StoreOptions};
+
+use crate::dynamo::object::WriteRefused;
+
+/// Why storage did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The disk failed. Writes under way are in doubt.
+    #[error("storage stopped: {0}")]
+    Stopped(String),
+    /// Too much waits to be written. Nothing was done.
+    #[error("too many writes wait for the disk")]
+    Overloaded,
+    /// A client write over a limit. Nothing was done.
+    #[error(transparent)]
+    Refused(#[from] WriteRefused),
+}
