@@ -1,0 +1,459 @@
+//! `nodes list|show`: what one node knows of every node.
+
+use crate::cli::{NodeOrder, NodeStateFilter};
+use crate::config::Settings;
+use crate::connection::Connection;
+use crate::error::Failure;
+use crate::exit::Exit;
+use crate::output::{Answer, Envelope};
+use crate::table::{Cell, Table, Tone};
+use crate::time::{for_people, rfc3339};
+use crate::value::{hex, size};
+use proto::histogram::{dense, quantile};
+use proto::v1::{ClusterView, Histogram, NodeState, NodeStats, NodeView};
+use serde::Serialize;
+use std::time::Duration;
+
+/// A share this far from fair, relative to it, is marked.
+const DEVIATION_MARKED: f64 = 0.10;
+
+/// A node, as scripts read it. What was never heard is null, never zero.
+#[derive(Debug, Serialize)]
+pub(crate) struct Node {
+    name: String,
+    uid: String,
+    address: String,
+    zone: String,
+    weight: u32,
+    state: &'static str,
+    since: Option<String>,
+    why: String,
+    share_ratio: f64,
+    fair_ratio: f64,
+    copies: u32,
+    version: String,
+    ring: Option<String>,
+    layout: Option<String>,
+    round_trip_us: Option<u64>,
+    stats: Option<Stats>,
+    stats_at: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Stats {
+    gets: String,
+    puts: String,
+    deletes: String,
+    failures: String,
+    read_repairs: String,
+    siblings_seen: String,
+    get_latency: Latency,
+    put_latency: Latency,
+    keys: String,
+    data_bytes: String,
+    disk_total_bytes: String,
+    disk_free_bytes: String,
+    bad_records: String,
+    started_at: String,
+    incarnation: String,
+}
+
+/// Since the node started; null if nothing was counted.
+#[derive(Debug, Serialize)]
+struct Latency {
+    p50_us: Option<u64>,
+    p99_us: Option<u64>,
+}
+
+pub(crate) async fn list(
+    settings: &Settings,
+    connection: &Connection,
+    state: Option<NodeStateFilter>,
+    zone: Option<String>,
+    order: NodeOrder,
+) -> Result<Exit, Failure> {
+    let view = connection.view().await?;
+    let wanted = |node: &&NodeView| {
+        state.is_none_or(|state| state_of(state) == node.state())
+            && zone.as_ref().is_none_or(|zone| *zone == node.zone)
+    };
+    let mut nodes: Vec<NodeView> = view.nodes.iter().filter(wanted).cloned().collect();
+    sort(&mut nodes, order);
+    let data: Vec<Node> = nodes.iter().map(Node::of).collect();
+    let answer = Answer {
+        envelope: &Envelope::of_view("kvctl.nodes.list/v1", &view, data),
+        heading: String::new(),
+        table: table(settings, view.observed_at_ms, &nodes),
+        names: nodes.iter().map(|node| node.name.clone()).collect(),
+    };
+    answer.print(settings)?;
+    Ok(Exit::Ok)
+}
+
+pub(crate) async fn show(
+    settings: &Settings,
+    connection: &Connection,
+    name: &str,
+) -> Result<Exit, Failure> {
+    let view = connection.view().await?;
+    let Some(node) = view.nodes.iter().find(|node| node.name == name) else {
+        return Err(unknown(&view, name));
+    };
+    let answer = Answer {
+        envelope: &Envelope::of_view("kvctl.nodes.show/v1", &view, Node::of(node)),
+        heading: String::new(),
+        table: details(settings, view.observed_at_ms, node),
+        names: vec![node.name.clone()],
+    };
+    answer.print(settings)?;
+    Ok(Exit::Ok)
+}
+
+/// The table of nodes, which `status` shows too.
+pub(crate) fn table(settings: &Settings, now_ms: u64, nodes: &[NodeView]) -> Table {
+    let mut table = Table::new(&[
+        "NODE", "ZONE", "STATE", "SHARE", "FAIR", "DEV", "GETS", "PUTS", "KEYS", "DISK", "ADDRESS",
+        "+FOR", "+GET P99", "+PUT P99", "+DATA", "+VERSION", "+WHY",
+    ]);
+    for node in nodes {
+        let stats = node.stats.as_ref();
+        let known = |text: Option<String>| Cell::from(text.unwrap_or_else(|| "?".to_owned()));
+        let p99 = |of: fn(&NodeStats) -> &Option<Histogram>| {
+            known(stats.map(|stats| millis(latency(of(stats).as_ref()).p99_us)))
+        };
+        table.row(vec![
+            node.name.clone().into(),
+            node.zone.clone().into(),
+            state_cell(settings, node.state()),
+            percent(node.share_ratio).into(),
+            percent(node.fair_ratio).into(),
+            deviation_cell(settings, node.share_ratio, node.fair_ratio),
+            known(stats.map(|stats| stats.gets.to_string())),
+            known(stats.map(|stats| (stats.puts + stats.deletes).to_string())),
+            known(stats.map(|stats| stats.keys.to_string())),
+            known(
+                stats
+                    .and_then(disk_used)
+                    .map(|used| format!("{:.0}%", used * 100.0)),
+            ),
+            node.address.clone().into(),
+            known(lasting(now_ms, node.since_ms)),
+            p99(|stats| &stats.get_latency),
+            p99(|stats| &stats.put_latency),
+            known(stats.map(|stats| size(stats.data_bytes))),
+            known(some_text(&node.version)),
+            or_dash(&node.why).into(),
+        ]);
+    }
+    table
+}
+
+/// A state as scripts read it.
+pub(crate) fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Up => "up",
+        NodeState::Down => "down",
+        NodeState::Unknown | NodeState::Unspecified => "unknown",
+    }
+}
+
+/// A state with its sign.
+pub(crate) fn state_cell(settings: &Settings, state: NodeState) -> Cell {
+    let name = state_name(state);
+    match state {
+        NodeState::Up => name.into(),
+        NodeState::Down => {
+            let sign = if settings.ascii { "X" } else { "✖" };
+            Cell::toned(format!("{name} {sign}"), Tone::Alarm)
+        }
+        _ => Cell::toned(format!("{name} ?"), Tone::Warning),
+    }
+}
+
+/// How far a share is from fair, relative to it, with a sign if that is far.
+pub(crate) fn deviation_cell(settings: &Settings, share: f64, fair: f64) -> Cell {
+    let Some(deviation) = deviation(share, fair) else {
+        return "-".into();
+    };
+    // Rounded first: -0.2% is no deviation and must not read -0%.
+    let text = match (deviation * 100.0).round() as i64 {
+        0 => "0%".to_owned(),
+        rounded => format!("{rounded:+}%"),
+    };
+    if deviation.abs() < DEVIATION_MARKED {
+        return text.into();
+    }
+    let sign = if settings.ascii { "!" } else { "▲" };
+    Cell::toned(format!("{text} {sign}"), Tone::Warning)
+}
+
+/// A ratio as a percentage.
+pub(crate) fn percent(ratio: f64) -> String {
+    format!("{:.1}%", ratio * 100.0)
+}
+
+fn deviation(share: f64, fair: f64) -> Option<f64> {
+    (fair > 0.0).then(|| share / fair - 1.0)
+}
+
+fn unknown(view: &ClusterView, name: &str) -> Failure {
+    let names: Vec<&str> = view.nodes.iter().map(|node| node.name.as_str()).collect();
+    Failure::new(
+        Exit::NotFound,
+        "NODE_UNKNOWN",
+        format!("there is no node {name}"),
+    )
+    .why(format!("cluster {} has: {}", view.name, names.join(", ")))
+}
+
+fn state_of(filter: NodeStateFilter) -> NodeState {
+    match filter {
+        NodeStateFilter::Up => NodeState::Up,
+        NodeStateFilter::Down => NodeState::Down,
+        NodeStateFilter::Unknown => NodeState::Unknown,
+    }
+}
+
+/// Stable, from the order by name that the cluster gives.
+fn sort(nodes: &mut [NodeView], order: NodeOrder) {
+    let keys = |node: &NodeView| node.stats.as_ref().map(|stats| stats.keys);
+    let disk = |node: &NodeView| node.stats.as_ref().and_then(disk_used).unwrap_or(-1.0);
+    let far = |node: &NodeView| deviation(node.share_ratio, node.fair_ratio).map_or(-1.0, f64::abs);
+    match order {
+        NodeOrder::Name => nodes.sort_by(|a, b| a.name.cmp(&b.name)),
+        NodeOrder::Zone => nodes.sort_by(|a, b| a.zone.cmp(&b.zone)),
+        // Those that are not up come first: they are what one looks for.
+        NodeOrder::State => nodes.sort_by_key(|node| std::cmp::Reverse(node.state)),
+        NodeOrder::Share => nodes.sort_by(|a, b| b.share_ratio.total_cmp(&a.share_ratio)),
+        NodeOrder::Dev => nodes.sort_by(|a, b| far(b).total_cmp(&far(a))),
+        NodeOrder::Keys => nodes.sort_by_key(|node| std::cmp::Reverse(keys(node))),
+        NodeOrder::Disk => nodes.sort_by(|a, b| disk(b).total_cmp(&disk(a))),
+    }
+}
+
+fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
+    let mut table = Table::new(&["FIELD", "VALUE"]);
+    let mut field = |name: &str, value: Cell| table.row(vec![name.into(), value]);
+    field("name", node.name.clone().into());
+    field("uid", hex(&node.uid).into());
+    field("address", node.address.clone().into());
+    field("zone", node.zone.clone().into());
+    field("weight", node.weight.to_string().into());
+    field("state", state_cell(settings, node.state()));
+    let lasting = lasting(now_ms, node.since_ms);
+    field("for", lasting.unwrap_or_else(|| "?".into()).into());
+    field("why", or_dash(&node.why).into());
+    field("share", percent(node.share_ratio).into());
+    field("fair", percent(node.fair_ratio).into());
+    field(
+        "dev",
+        deviation_cell(settings, node.share_ratio, node.fair_ratio),
+    );
+    field("copies", node.copies.to_string().into());
+    let ring = node
+        .layout
+        .as_ref()
+        .map(|layout| format!("{} ({})", layout.depth, hex(&layout.id)));
+    field("ring", ring.unwrap_or_else(|| "?".into()).into());
+    let round_trip = (node.latency_us > 0).then_some(node.latency_us);
+    field("round trip", millis(round_trip).into());
+    field(
+        "version",
+        some_text(&node.version)
+            .unwrap_or_else(|| "?".into())
+            .into(),
+    );
+    let Some(stats) = &node.stats else {
+        field("stats", "? (never heard)".into());
+        return table;
+    };
+    let (get, put) = (
+        latency(stats.get_latency.as_ref()),
+        latency(stats.put_latency.as_ref()),
+    );
+    let disk = disk_used(stats).map_or_else(
+        || "?".to_owned(),
+        |used| {
+            let (free, total) = (size(stats.disk_free_bytes), size(stats.disk_total_bytes));
+            format!("{:.0}%, {free} of {total} free", used * 100.0)
+        },
+    );
+    let up = self::lasting(now_ms, stats.started_at_ms).map(|for_| format!(" ({for_} ago)"));
+    let started = some_time(stats.started_at_ms).unwrap_or_else(|| "?".into());
+    for (name, value) in [
+        ("incarnation", hex(&stats.incarnation)),
+        ("started", started + &up.unwrap_or_default()),
+        ("gets", stats.gets.to_string()),
+        ("puts", stats.puts.to_string()),
+        ("deletes", stats.deletes.to_string()),
+        ("failures", stats.failures.to_string()),
+        (
+            "get p50, p99",
+            format!("{}, {}", millis(get.p50_us), millis(get.p99_us)),
+        ),
+        (
+            "put p50, p99",
+            format!("{}, {}", millis(put.p50_us), millis(put.p99_us)),
+        ),
+        ("read repairs", stats.read_repairs.to_string()),
+        ("siblings seen", stats.siblings_seen.to_string()),
+        ("keys", stats.keys.to_string()),
+        ("data", size(stats.data_bytes)),
+        ("disk", disk),
+        ("bad records", stats.bad_records.to_string()),
+        (
+            "heard at",
+            some_time(node.stats_at_ms).unwrap_or_else(|| "?".into()),
+        ),
+    ] {
+        field(name, value.into());
+    }
+    table
+}
+
+fn lasting(now_ms: u64, since_ms: u64) -> Option<String> {
+    (since_ms > 0).then(|| for_people(Duration::from_millis(now_ms.saturating_sub(since_ms))))
+}
+
+fn some_time(unix_ms: u64) -> Option<String> {
+    (unix_ms > 0).then(|| rfc3339(unix_ms))
+}
+
+fn some_text(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn or_dash(text: &str) -> String {
+    some_text(text).unwrap_or_else(|| "-".to_owned())
+}
+
+fn disk_used(stats: &NodeStats) -> Option<f64> {
+    let total = stats.disk_total_bytes;
+    (total > 0).then(|| total.saturating_sub(stats.disk_free_bytes) as f64 / total as f64)
+}
+
+fn latency(histogram: Option<&Histogram>) -> Latency {
+    let counts = histogram.map(dense);
+    let at = |q| counts.as_ref().and_then(|counts| quantile(counts, q));
+    Latency {
+        p50_us: at(0.50),
+        p99_us: at(0.99),
+    }
+}
+
+fn millis(us: Option<u64>) -> String {
+    us.map_or_else(|| "-".to_owned(), |us| format!("{:.1}ms", us as f64 / 1e3))
+}
+
+impl Node {
+    /// A node of the view.
+    pub(crate) fn of(node: &NodeView) -> Self {
+        Self {
+            name: node.name.clone(),
+            uid: hex(&node.uid),
+            address: node.address.clone(),
+            zone: node.zone.clone(),
+            weight: node.weight,
+            state: state_name(node.state()),
+            since: some_time(node.since_ms),
+            why: node.why.clone(),
+            share_ratio: node.share_ratio,
+            fair_ratio: node.fair_ratio,
+            copies: node.copies,
+            version: node.version.clone(),
+            ring: node.layout.as_ref().map(|layout| layout.depth.to_string()),
+            layout: node.layout.as_ref().map(|layout| hex(&layout.id)),
+            round_trip_us: (node.latency_us > 0).then_some(node.latency_us),
+            stats: node.stats.as_ref().map(Stats::of),
+            stats_at: some_time(node.stats_at_ms),
+        }
+    }
+}
+
+impl Stats {
+    fn of(stats: &NodeStats) -> Self {
+        Self {
+            gets: stats.gets.to_string(),
+            puts: stats.puts.to_string(),
+            deletes: stats.deletes.to_string(),
+            failures: stats.failures.to_string(),
+            read_repairs: stats.read_repairs.to_string(),
+            siblings_seen: stats.siblings_seen.to_string(),
+            get_latency: latency(stats.get_latency.as_ref()),
+            put_latency: latency(stats.put_latency.as_ref()),
+            keys: stats.keys.to_string(),
+            data_bytes: stats.data_bytes.to_string(),
+            disk_total_bytes: stats.disk_total_bytes.to_string(),
+            disk_free_bytes: stats.disk_free_bytes.to_string(),
+            bad_records: stats.bad_records.to_string(),
+            started_at: rfc3339(stats.started_at_ms),
+            incarnation: hex(&stats.incarnation),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Global;
+
+    fn settings() -> Settings {
+        let flags = Global {
+            ascii: true,
+            ..Global::default()
+        };
+        Settings::resolve(&flags, &|_| None).unwrap()
+    }
+
+    fn node(name: &str, share: f64, state: NodeState) -> NodeView {
+        NodeView {
+            name: name.into(),
+            zone: "a".into(),
+            share_ratio: share,
+            fair_ratio: 0.5,
+            state: state as i32,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_was_never_heard_is_a_question_mark_and_null() {
+        let silent = node("n1", 0.5, NodeState::Unknown);
+        let row = table(&settings(), 0, std::slice::from_ref(&silent)).tsv();
+        assert!(
+            row.contains("n1\ta\tunknown ?\t50.0%\t50.0%\t0%\t?\t?\t?\t?\t"),
+            "{row}"
+        );
+        let json = serde_json::to_value(Node::of(&silent)).unwrap();
+        assert!(json["stats"].is_null() && json["round_trip_us"].is_null());
+        assert_eq!(json["state"], "unknown");
+    }
+
+    #[test]
+    fn nodes_are_sorted_by_what_is_asked_for() {
+        let mut nodes = vec![
+            node("n1", 0.5, NodeState::Up),
+            node("n2", 0.3, NodeState::Down),
+            node("n3", 0.6, NodeState::Up),
+        ];
+        let mut sorted = |order| {
+            sort(&mut nodes, order);
+            nodes
+                .iter()
+                .map(|node| node.name.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sorted(NodeOrder::Share), ["n3", "n1", "n2"]);
+        assert_eq!(sorted(NodeOrder::Dev), ["n2", "n3", "n1"]);
+        assert_eq!(sorted(NodeOrder::Name), ["n1", "n2", "n3"]);
+        assert_eq!(sorted(NodeOrder::State)[0], "n2");
+    }
+
+    #[test]
+    fn a_deviation_is_relative_and_marked_when_it_is_large() {
+        let cell = |share, fair| deviation_cell(&settings(), share, fair);
+        assert_eq!(cell(0.44, 0.5), Cell::toned("-12% !", Tone::Warning));
+        assert_eq!(cell(0.499, 0.5), "0%".into());
+        assert_eq!(cell(0.5, 0.0), "-".into());
+    }
+}

@@ -1,0 +1,326 @@
+//! Settings: flag, else environment, else profile, else file, else built in.
+
+use crate::cli::Global;
+use crate::error::{Failure, Shape};
+use crate::exit::Exit;
+use crate::output::{Color, Format};
+use crate::time::parse_duration;
+use clap::ValueEnum;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const KEYSPACE: &str = "default";
+const TIMEOUT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a command goes by.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub endpoints: Vec<String>,
+    /// Whether the endpoints were typed, rather than found in the environment or a file.
+    pub endpoints_typed: bool,
+    /// Start of the id of the only cluster the profile is for.
+    pub cluster_id: Option<String>,
+    pub keyspace: String,
+    pub format: Format,
+    pub timeout: Duration,
+    pub connect_timeout: Duration,
+    pub color_stdout: bool,
+    pub color_stderr: bool,
+    pub ascii: bool,
+    pub quiet: bool,
+    pub verbose: bool,
+    pub yes: bool,
+    /// Whether there is nobody to ask.
+    pub unattended: bool,
+    /// Where member addresses are kept; none without a home directory.
+    pub seeds: Option<PathBuf>,
+}
+
+/// The config file. kvtop reads it too, so what is unknown here is left alone.
+#[derive(Debug, Default, Deserialize)]
+struct File {
+    profile: Option<String>,
+    output: Option<String>,
+    timeout: Option<String>,
+    connect_timeout: Option<String>,
+    color: Option<String>,
+    #[serde(flatten)]
+    defaults: Profile,
+    #[serde(default)]
+    profiles: BTreeMap<String, Profile>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct Profile {
+    endpoints: Option<Vec<String>>,
+    cluster_id: Option<String>,
+    keyspace: Option<String>,
+}
+
+impl Settings {
+    /// Settles every setting. `env` looks up a variable; an empty one counts as absent.
+    pub(crate) fn resolve(
+        flags: &Global,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Failure> {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
+        let file = read(&env)?;
+        let profile = profile(
+            &file,
+            flags.profile.clone().or_else(|| env("KVCTL_PROFILE")),
+        )?;
+        let defaults = file.defaults;
+
+        let endpoints = some_of(flags.endpoint.clone())
+            .or_else(|| env("KVCTL_ENDPOINTS").and_then(|list| some_of(split(&list))))
+            .or(profile.endpoints)
+            .or(defaults.endpoints)
+            .unwrap_or_else(|| vec!["127.0.0.1".to_owned()]);
+        let timeout = duration("timeout", env("KVCTL_TIMEOUT").or(file.timeout))?;
+        let connect_timeout = duration("connect_timeout", file.connect_timeout)?;
+        let color = color(flags, &env, file.color)?;
+        let format = choice("output", env("KVCTL_OUTPUT").or(file.output))?;
+        let colored = |terminal: bool| match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => terminal,
+        };
+        Ok(Self {
+            endpoints: endpoints
+                .iter()
+                .map(|endpoint| with_port(endpoint))
+                .collect(),
+            endpoints_typed: !flags.endpoint.is_empty(),
+            cluster_id: profile.cluster_id.or(defaults.cluster_id),
+            keyspace: flags
+                .keyspace
+                .clone()
+                .or_else(|| env("KVCTL_KEYSPACE"))
+                .or(profile.keyspace)
+                .or(defaults.keyspace)
+                .unwrap_or_else(|| KEYSPACE.to_owned()),
+            format: flags.output.or(format).unwrap_or_default(),
+            timeout: flags.timeout.or(timeout).unwrap_or(TIMEOUT),
+            connect_timeout: flags
+                .connect_timeout
+                .or(connect_timeout)
+                .unwrap_or(CONNECT_TIMEOUT),
+            color_stdout: colored(io::stdout().is_terminal()),
+            color_stderr: colored(io::stderr().is_terminal()),
+            ascii: flags.ascii,
+            quiet: flags.quiet,
+            verbose: flags.verbose,
+            yes: flags.yes,
+            unattended: flags.no_input
+                || env("CI").is_some_and(|ci| ci == "true")
+                || !(io::stdin().is_terminal() && io::stderr().is_terminal()),
+            seeds: directory(&env, "XDG_STATE_HOME", ".local/state").map(|dir| dir.join("seeds")),
+        })
+    }
+
+    /// How errors are printed.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape {
+            json: self.format.is_json(),
+            verbose: self.verbose,
+            color: self.color_stderr,
+        }
+    }
+}
+
+/// `host:port`, with the port every node has unless it is told otherwise.
+pub(crate) fn with_port(endpoint: &str) -> String {
+    let endpoint = endpoint.trim();
+    let bare_v6 = endpoint.starts_with('[') && endpoint.ends_with(']');
+    if bare_v6 || !endpoint.contains(':') {
+        format!("{endpoint}:{}", proto::DEFAULT_PORT)
+    } else {
+        endpoint.to_owned()
+    }
+}
+
+fn read(env: &impl Fn(&str) -> Option<String>) -> Result<File, Failure> {
+    let named = env("KVCTL_CONFIG").map(PathBuf::from);
+    let usual = || directory(env, "XDG_CONFIG_HOME", ".config").map(|dir| dir.join("config.toml"));
+    let must_exist = named.is_some();
+    let Some(path) = named.or_else(usual) else {
+        return Ok(File::default());
+    };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => String::new(),
+        Err(error) => return Err(config_error(&path, &error.to_string())),
+    };
+    toml::from_str(&text).map_err(|error| config_error(&path, &error.to_string()))
+}
+
+fn config_error(path: &Path, why: &str) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        "CONFIG",
+        format!("config file {} cannot be used", path.display()),
+    )
+    .why(why.trim())
+}
+
+fn profile(file: &File, wanted: Option<String>) -> Result<Profile, Failure> {
+    let Some(name) = wanted.or_else(|| file.profile.clone()) else {
+        return Ok(Profile::default());
+    };
+    let known: Vec<&str> = file.profiles.keys().map(String::as_str).collect();
+    file.profiles.get(&name).cloned().ok_or_else(|| {
+        Failure::new(Exit::Usage, "CONFIG", format!("there is no profile {name}"))
+            .why(format!("the config file has: {}", known.join(", ")))
+    })
+}
+
+fn directory(env: &impl Fn(&str) -> Option<String>, xdg: &str, usual: &str) -> Option<PathBuf> {
+    let base = env(xdg).map(PathBuf::from).or_else(|| {
+        let home = env("HOME")?;
+        Some(Path::new(&home).join(usual))
+    });
+    base.map(|base| base.join("kvctl"))
+}
+
+fn some_of(list: Vec<String>) -> Option<Vec<String>> {
+    let list: Vec<String> = list.into_iter().filter(|item| !item.is_empty()).collect();
+    (!list.is_empty()).then_some(list)
+}
+
+fn split(list: &str) -> Vec<String> {
+    list.split(',').map(|item| item.trim().to_owned()).collect()
+}
+
+fn color(
+    flags: &Global,
+    env: &impl Fn(&str) -> Option<String>,
+    file: Option<String>,
+) -> Result<Color, Failure> {
+    if let Some(color) = flags.color {
+        return Ok(color);
+    }
+    if env("NO_COLOR").is_some() {
+        return Ok(Color::Never);
+    }
+    if env("CLICOLOR_FORCE").is_some_and(|force| force != "0") {
+        return Ok(Color::Always);
+    }
+    Ok(choice("color", file)?.unwrap_or_default())
+}
+
+fn duration(name: &str, text: Option<String>) -> Result<Option<Duration>, Failure> {
+    text.map(|text| {
+        parse_duration(&text).map_err(|why| Failure::usage(format!("{name} {text:?} {why}")))
+    })
+    .transpose()
+}
+
+fn choice<T: ValueEnum>(name: &str, text: Option<String>) -> Result<Option<T>, Failure> {
+    text.map(|text| {
+        T::from_str(&text, false)
+            .map_err(|_| Failure::usage(format!("{name} {text:?} is not one of those it may be")))
+    })
+    .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = r#"
+        endpoints = ["file:1"]
+        keyspace = "of-file"
+        timeout = "3s"
+        something_of_kvtop = true
+        [profiles.prod]
+        endpoints = ["prod:1", "prod2"]
+        cluster_id = "5d0c91e2"
+    "#;
+
+    fn resolve(flags: &Global, vars: &[(&str, &str)]) -> Result<Settings, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, FILE).unwrap();
+        let env = |name: &str| match name {
+            "KVCTL_CONFIG" => Some(path.display().to_string()),
+            name => vars
+                .iter()
+                .find(|(var, _)| *var == name)
+                .map(|(_, value)| (*value).to_owned()),
+        };
+        Settings::resolve(flags, &env)
+    }
+
+    #[test]
+    fn flag_then_environment_then_profile_then_file() {
+        let mut flags = Global::default();
+        let settings = resolve(&flags, &[]).unwrap();
+        assert_eq!(settings.endpoints, ["file:1"]);
+        assert_eq!(settings.keyspace, "of-file");
+        assert_eq!(settings.timeout, Duration::from_secs(3));
+
+        let prod = ("KVCTL_PROFILE", "prod");
+        let settings = resolve(&flags, &[prod]).unwrap();
+        assert_eq!(settings.endpoints, ["prod:1", "prod2:7400"]);
+        assert_eq!(settings.cluster_id.as_deref(), Some("5d0c91e2"));
+        assert_eq!(settings.keyspace, "of-file");
+
+        let vars = [
+            prod,
+            ("KVCTL_ENDPOINTS", "a:1, b:2"),
+            ("KVCTL_KEYSPACE", "of-env"),
+            ("KVCTL_TIMEOUT", "500ms"),
+            ("KVCTL_OUTPUT", "json"),
+        ];
+        let settings = resolve(&flags, &vars).unwrap();
+        assert_eq!(settings.endpoints, ["a:1", "b:2"]);
+        assert_eq!(settings.keyspace, "of-env");
+        assert_eq!(settings.format, Format::Json);
+        assert_eq!(settings.timeout, Duration::from_millis(500));
+
+        flags.endpoint = vec!["[::1]".into()];
+        flags.keyspace = Some("of-flag".into());
+        flags.output = Some(Format::Tsv);
+        let settings = resolve(&flags, &vars).unwrap();
+        assert_eq!(settings.endpoints, ["[::1]:7400"]);
+        assert_eq!(settings.keyspace, "of-flag");
+        assert_eq!(settings.format, Format::Tsv);
+    }
+
+    #[test]
+    fn what_is_built_in_needs_no_file_and_no_home() {
+        let settings = Settings::resolve(&Global::default(), &|_| None).unwrap();
+        assert_eq!(settings.endpoints, ["127.0.0.1:7400"]);
+        assert_eq!(settings.keyspace, "default");
+        assert!(settings.seeds.is_none());
+    }
+
+    #[test]
+    fn colour_is_on_or_off_as_the_nearest_level_says() {
+        let colored = |flags: &Global, vars: &[(&str, &str)]| {
+            let settings = resolve(flags, vars).unwrap();
+            (settings.color_stdout, settings.color_stderr)
+        };
+        let force = ("CLICOLOR_FORCE", "1");
+        let mut flags = Global::default();
+        assert_eq!(colored(&flags, &[force]), (true, true));
+        assert_eq!(colored(&flags, &[force, ("NO_COLOR", "1")]), (false, false));
+        flags.color = Some(Color::Always);
+        assert_eq!(colored(&flags, &[("NO_COLOR", "1")]), (true, true));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_said_in_words() {
+        let exit = |vars: &[(&str, &str)]| resolve(&Global::default(), vars).unwrap_err().exit;
+        assert_eq!(exit(&[("KVCTL_PROFILE", "nope")]), Exit::Usage);
+        assert_eq!(exit(&[("KVCTL_TIMEOUT", "soon")]), Exit::Usage);
+        assert_eq!(exit(&[("KVCTL_OUTPUT", "xml")]), Exit::Usage);
+        let missing = |name: &str| (name == "KVCTL_CONFIG").then(|| "/nonexistent/c".to_owned());
+        let failure = Settings::resolve(&Global::default(), &missing).unwrap_err();
+        assert_eq!(failure.exit, Exit::Usage);
+    }
+}
