@@ -1,0 +1,302 @@
+//! What the dashboard is showing, and how each event changes it.
+
+use crate::event::{Event, Feed};
+use crate::keymap::Action;
+use crate::state::{Cluster, Millis, Node, Uid, by_name};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Interval bounds, as the server has them.
+pub const INTERVAL_MIN: Millis = 250;
+pub const INTERVAL_MAX: Millis = 60_000;
+
+const INTERVALS: [Millis; 8] = [
+    INTERVAL_MIN,
+    500,
+    1_000,
+    2_000,
+    5_000,
+    10_000,
+    30_000,
+    INTERVAL_MAX,
+];
+
+/// The help scrolls no further than this.
+const HELP_SCROLL_MAX: u16 = 40;
+
+/// What the caller must do after an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    /// Ask for samples at this interval.
+    Interval(Millis),
+    Quit,
+}
+
+/// The connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// None so far.
+    Connecting,
+    Live,
+    /// Gone: the endpoint, and why.
+    Lost {
+        endpoint: String,
+        why: String,
+    },
+}
+
+/// An endpoint that is being tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub endpoint: String,
+    pub position: usize,
+    pub total: usize,
+}
+
+/// The dashboard, without a screen.
+#[derive(Clone, Debug)]
+pub struct App {
+    pub now: Millis,
+    pub started_at: Millis,
+    pub interval: Millis,
+    pub link: Link,
+    pub attempt: Option<Attempt>,
+    /// The last endpoint that did not answer, and why.
+    pub failure: Option<(String, String)>,
+    pub selected: Option<Uid>,
+    /// First line of the help, when it is open.
+    pub help: Option<u16>,
+    /// Number of samples taken in.
+    pub samples: usize,
+    live: Option<Cluster>,
+    /// The picture that is held, and since when.
+    held: Option<(Cluster, Millis)>,
+    /// Order of the nodes on screen.
+    order: Vec<Uid>,
+}
+
+impl App {
+    /// A dashboard that will try `endpoints`, the first of them first.
+    pub fn new(endpoints: &[String], interval: Millis, now: Millis) -> Self {
+        let attempt = endpoints.first().map(|endpoint| Attempt {
+            endpoint: endpoint.clone(),
+            position: 1,
+            total: endpoints.len(),
+        });
+        Self {
+            now,
+            started_at: now,
+            interval: interval.clamp(INTERVAL_MIN, INTERVAL_MAX),
+            link: Link::Connecting,
+            attempt,
+            failure: None,
+            selected: None,
+            help: None,
+            samples: 0,
+            live: None,
+            held: None,
+            order: Vec::new(),
+        }
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn update(&mut self, event: Event, now: Millis) -> Effect {
+        self.now = self.now.max(now);
+        match event {
+            Event::Tick => Effect::None,
+            Event::Key(action) => self.act(action),
+            Event::Feed(feed) => {
+                self.feed(feed);
+                Effect::None
+            }
+        }
+    }
+
+    /// The cluster on screen: the held picture, else the last one.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.held
+            .as_ref()
+            .map(|(cluster, _)| cluster)
+            .or(self.live.as_ref())
+    }
+
+    /// Since when the picture is held.
+    pub fn paused_since(&self) -> Option<Millis> {
+        self.held.as_ref().map(|(_, since)| *since)
+    }
+
+    /// Time on screen: it stands still while the picture is held, and at the last sample when
+    /// there are no more.
+    pub fn shown_now(&self) -> Millis {
+        let last = self
+            .live
+            .as_ref()
+            .filter(|_| self.stale())
+            .map(|cluster| cluster.received_at);
+        self.paused_since().or(last).unwrap_or(self.now)
+    }
+
+    /// True when the last sample no longer tells what is.
+    pub fn stale(&self) -> bool {
+        matches!(self.link, Link::Lost { .. })
+    }
+
+    /// Age of the last sample.
+    pub fn age(&self) -> Option<Millis> {
+        self.live
+            .as_ref()
+            .map(|cluster| self.now.saturating_sub(cluster.received_at))
+    }
+
+    /// Nodes in their order on screen.
+    pub fn nodes(&self) -> Vec<&Node> {
+        let Some(cluster) = self.cluster() else {
+            return Vec::new();
+        };
+        let by_uid: BTreeMap<&Uid, &Node> =
+            cluster.nodes.iter().map(|node| (&node.uid, node)).collect();
+        self.order
+            .iter()
+            .filter_map(|uid| by_uid.get(uid).copied())
+            .collect()
+    }
+
+    /// Place of the selected node in [`Self::nodes`].
+    pub fn selected_row(&self) -> Option<usize> {
+        let selected = self.selected.as_ref()?;
+        self.nodes().iter().position(|node| node.uid == *selected)
+    }
+
+    /// A node's name if its address is known, else the address.
+    pub fn name_of<'a>(&'a self, endpoint: &'a str) -> &'a str {
+        let nodes = self.live.iter().flat_map(|cluster| &cluster.nodes);
+        nodes
+            .filter(|node| node.seen.address == endpoint)
+            .map(|node| node.seen.name.as_str())
+            .next()
+            .unwrap_or(endpoint)
+    }
+
+    fn act(&mut self, action: Action) -> Effect {
+        match action {
+            Action::Quit => return Effect::Quit,
+            Action::Help => self.help = if self.help.is_some() { None } else { Some(0) },
+            Action::Release if self.help.is_some() => self.help = None,
+            Action::Release => self.select(None),
+            Action::Down => self.step(1),
+            Action::Up => self.step(-1),
+            Action::First => self.step(isize::MIN),
+            Action::Last => self.step(isize::MAX),
+            Action::Pause => self.pause(),
+            Action::Slower => return self.pace(INTERVALS.into_iter().find(|i| *i > self.interval)),
+            Action::Faster => {
+                return self.pace(INTERVALS.into_iter().rev().find(|i| *i < self.interval));
+            }
+        }
+        Effect::None
+    }
+
+    fn step(&mut self, by: isize) {
+        if let Some(line) = &mut self.help {
+            let to = (*line as isize).saturating_add(by);
+            *line = to.clamp(0, HELP_SCROLL_MAX as isize) as u16;
+            return;
+        }
+        let nodes = self.nodes();
+        let Some(last) = nodes.len().checked_sub(1) else {
+            return;
+        };
+        let row = match self.selected_row() {
+            Some(row) => (row as isize).saturating_add(by).clamp(0, last as isize) as usize,
+            None if by == isize::MAX => last,
+            None => 0,
+        };
+        let uid = nodes[row].uid.clone();
+        self.select(Some(uid));
+    }
+
+    fn select(&mut self, uid: Option<Uid>) {
+        self.selected = uid;
+        self.arrange();
+    }
+
+    fn pause(&mut self) {
+        self.held = match self.held.take() {
+            Some(_) => None,
+            None => self.live.clone().map(|cluster| (cluster, self.now)),
+        };
+        self.arrange();
+    }
+
+    fn pace(&mut self, interval: Option<Millis>) -> Effect {
+        let Some(interval) = interval else {
+            return Effect::None;
+        };
+        self.interval = interval;
+        Effect::Interval(interval)
+    }
+
+    fn feed(&mut self, feed: Feed) {
+        match feed {
+            Feed::Trying {
+                endpoint,
+                position,
+                total,
+            } => {
+                self.attempt = Some(Attempt {
+                    endpoint,
+                    position,
+                    total,
+                });
+            }
+            Feed::Failed { endpoint, why } => self.failure = Some((endpoint, why)),
+            Feed::Exhausted => self.attempt = None,
+            Feed::Lost { endpoint, why } => self.link = Link::Lost { endpoint, why },
+            Feed::Sample { view, opened } => {
+                self.link = Link::Live;
+                self.samples += 1;
+                match &mut self.live {
+                    Some(cluster) => cluster.sample(*view, self.now, self.interval, opened),
+                    None => self.live = Some(Cluster::new(*view, self.now)),
+                }
+                self.arrange();
+            }
+        }
+    }
+
+    /// Problems first, then by name. While a node is selected no row may jump under the operator's
+    /// eyes: new nodes are added at the end.
+    fn arrange(&mut self) {
+        let Some(cluster) = self
+            .held
+            .as_ref()
+            .map(|(cluster, _)| cluster)
+            .or(self.live.as_ref())
+        else {
+            return;
+        };
+        let known: BTreeSet<&Uid> = cluster.nodes.iter().map(|node| &node.uid).collect();
+        if self
+            .selected
+            .as_ref()
+            .is_some_and(|uid| !known.contains(uid))
+        {
+            self.selected = None;
+        }
+        let mut sorted: Vec<&Node> = cluster.nodes.iter().collect();
+        sorted.sort_by(|a, b| {
+            let worst_first = Reverse(a.level()).cmp(&Reverse(b.level()));
+            worst_first.then_with(|| by_name(&a.seen.name, &b.seen.name))
+        });
+        let sorted = sorted.into_iter().map(|node| node.uid.clone());
+        if self.selected.is_none() {
+            self.order = sorted.collect();
+            return;
+        }
+        self.order.retain(|uid| known.contains(uid));
+        let placed: BTreeSet<Uid> = self.order.iter().cloned().collect();
+        self.order
+            .extend(sorted.filter(|uid| !placed.contains(uid)));
+    }
+}

@@ -1,0 +1,170 @@
+//! Whatever comes, in whatever room: it draws, and does not panic.
+
+mod fixture;
+
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use fixture::{START, Scene, draw, text};
+use kvtop::app::{App, Effect};
+use kvtop::event::{Event, Feed};
+use kvtop::keymap;
+use kvtop::view::theme::{Palette, Theme};
+use proptest::prelude::*;
+use unicode_width::UnicodeWidthStr;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Key(KeyEvent),
+    Wait(u64),
+    Sample {
+        nodes: usize,
+        down: Vec<usize>,
+        second: u64,
+        opened: bool,
+        garble: u8,
+    },
+    Lost,
+    Trying(usize),
+    Failed,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let known: Vec<KeyCode> = "jkgG +-=?qx"
+        .chars()
+        .map(KeyCode::Char)
+        .chain([KeyCode::Esc, KeyCode::Up, KeyCode::Down])
+        .collect();
+    let sample = (
+        1_usize..15,
+        prop::collection::vec(1_usize..15, 0..4),
+        0_u64..1_000_000,
+        any::<bool>(),
+        any::<u8>(),
+    );
+    prop_oneof![
+        4 => prop::sample::select(known).prop_map(|code| Step::Key(KeyEvent::new(code, KeyModifiers::NONE))),
+        1 => any::<char>().prop_map(|c| Step::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL))),
+        1 => (0_u64..10_000_000).prop_map(Step::Wait),
+        4 => sample.prop_map(|(nodes, down, second, opened, garble)| Step::Sample { nodes, down, second, opened, garble }),
+        1 => Just(Step::Lost),
+        1 => (0_usize..20).prop_map(Step::Trying),
+        1 => Just(Step::Failed),
+    ]
+}
+
+/// A node may say anything: absent parts, odd names, numbers that make no sense.
+fn garbled(mut view: proto::v1::ClusterView, how: u8) -> proto::v1::ClusterView {
+    let bit = |n: u8| how >> n & 1 == 1;
+    if bit(0) {
+        view.verdict = None;
+        view.layout = None;
+    }
+    if bit(1) {
+        view.live_copies = vec![0, 1, 255, 3, 2].into();
+    }
+    if bit(2) {
+        view.keyspaces.clear();
+    }
+    for node in view.nodes.iter_mut().filter(|_| bit(3)) {
+        node.name = "näme-日本-\u{1b}[31m\n\u{200d}".repeat(3);
+        node.share_ratio = f64::NAN;
+        node.fair_ratio = f64::INFINITY;
+        node.state = 99;
+    }
+    for node in view.nodes.iter_mut().filter(|_| bit(4)) {
+        node.fair_ratio = 1e-300;
+        node.since_ms = u64::MAX;
+        node.stats_at_ms = u64::MAX;
+        node.uid = Vec::new().into();
+        node.latency_us = u64::MAX;
+    }
+    for stats in view
+        .nodes
+        .iter_mut()
+        .filter_map(|node| node.stats.as_mut())
+        .filter(|_| bit(5))
+    {
+        stats.gets = u64::MAX;
+        stats.keys = u64::MAX;
+        stats.disk_total_bytes = 1;
+        stats.disk_free_bytes = u64::MAX;
+        stats.bad_records = u64::MAX;
+    }
+    if bit(6) {
+        view.observed_at_ms = u64::MAX - 5;
+        view.nodes.truncate(1);
+    }
+    if bit(7) {
+        view.live_copies = Vec::new().into();
+        view.nodes.clear();
+    }
+    view
+}
+
+fn apply(app: &mut App, step: Step) -> Effect {
+    let now = app.now;
+    match step {
+        Step::Key(key) => {
+            keymap::action(key).map_or(Effect::None, |action| app.update(Event::Key(action), now))
+        }
+        Step::Wait(millis) => app.update(Event::Tick, now + millis),
+        Step::Sample {
+            nodes,
+            down,
+            second,
+            opened,
+            garble,
+        } => {
+            let view = Box::new(garbled(Scene::new(nodes, &down).view(second % 100), garble));
+            app.update(
+                Event::Feed(Feed::Sample { view, opened }),
+                now + second % 5_000,
+            )
+        }
+        Step::Lost => app.update(
+            Event::Feed(Feed::Lost {
+                endpoint: "10.0.1.1:7400".into(),
+                why: "it ended".into(),
+            }),
+            now,
+        ),
+        Step::Trying(position) => {
+            let endpoint = format!("10.0.1.{position}:7400");
+            app.update(
+                Event::Feed(Feed::Trying {
+                    endpoint,
+                    position,
+                    total: 12,
+                }),
+                now,
+            )
+        }
+        Step::Failed => app.update(
+            Event::Feed(Feed::Failed {
+                endpoint: "x".into(),
+                why: "y".repeat(500),
+            }),
+            now,
+        ),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_breaks_it(steps in prop::collection::vec(step(), 0..25), width in 0_u16..=200, height in 0_u16..=60) {
+        let mut app = App::new(&["127.0.0.1:7400".to_owned()], 1_000, START);
+        for step in steps {
+            apply(&mut app, step);
+        }
+        for ascii in [false, true] {
+            let theme = Theme { palette: Palette::Mono, ascii };
+            let frame = text(&draw(&app, &theme, width, height));
+            prop_assert!(frame.lines().all(|line| ascii == line.is_ascii() || !ascii));
+            prop_assert!(frame.lines().all(|line| line.width() <= usize::from(width) + 60));
+        }
+        kvtop::once::json(&app);
+        kvtop::once::ansi(&app, &Theme::MONO, (width, height));
+        prop_assert_eq!(app.selected.is_some(), app.selected_row().is_some());
+    }
+}
