@@ -50,7 +50,10 @@ pub fn status(detail: &ErrorDetail) -> Status {
 /// The detail inside a failed call's status, if kvd put one there.
 pub fn detail(status: &Status) -> Option<ErrorDetail> {
     let packed = RpcStatus::decode(status.details()).ok()?;
-    let any = packed.details.into_iter().find(|any| any.type_url == TYPE_URL)?;
+    let any = packed
+        .details
+        .into_iter()
+        .find(|any| any.type_url == TYPE_URL)?;
     ErrorDetail::decode(any.value).ok()
 }
 

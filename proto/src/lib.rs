@@ -15,6 +15,7 @@ pub mod token;
 pub mod v1 {
     #![allow(
         clippy::all,
+        clippy::allow_attributes_without_reason,
         clippy::unwrap_used,
         unreachable_pub,
         reason = "generated code"

@@ -1,1 +1,39 @@
-//! Tests.
+//! The kit for tests that need more than one crate: real `kvd` processes, the real `kvctl`.
+//!
+//! - [`process`] runs clusters; everything it starts is killed when it is dropped.
+//! - [`eventually`] polls with a deadline: no test sleeps and hopes.
+
+pub mod process;
+pub mod readme;
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take to come true before a test gives up on it. Generous: the machines
+/// that run tests are shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Polls until `look` finds something, and returns it.
+///
+/// # Panics
+/// When [`PATIENCE`] is over; `what` says what was waited for.
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(
+            Instant::now() < until,
+            "waited {} s in vain for {what}",
+            PATIENCE.as_secs()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Random bytes of the operating system; what they are never matters to a test.
+pub fn random_bytes(len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    getrandom::fill(&mut bytes).expect("the operating system's random source works");
+    bytes
+}

@@ -220,6 +220,7 @@ impl Peer {
     async fn run(self: Arc<Self>, node: Arc<Node>, mut calls: mpsc::Receiver<Outgoing>) {
         let mut backoff = BACKOFF_MIN;
         loop {
+            let mut blank = false;
             let why = match connect(&self.address).await {
                 Ok((requests, replies)) => {
                     let mut link = Link {
@@ -235,13 +236,15 @@ impl Peer {
                     why
                 }
                 Err(refused) => {
-                    if refused.blank {
-                        membership::invite(&node, &self).await;
-                    }
+                    blank = refused.blank;
                     refused.why
                 }
             };
-            self.broke(&node, why);
+            if blank {
+                membership::invite(&node, &self).await;
+            } else {
+                self.broke(&node, why);
+            }
             let jitter = clock::random_u64() % (backoff.as_millis() as u64 / 2 + 1);
             let pause = tokio::time::sleep(backoff / 2 + Duration::from_millis(jitter));
             tokio::pin!(pause);
@@ -594,12 +597,24 @@ fn status_text(status: &tonic::Status) -> String {
     }
 }
 
-/// "Connection refused (os error 111)" is "connection refused".
+/// "Connection refused (os error 111)" is "connection refused", and the many words of a transport
+/// for a peer that went away are "connection lost".
 fn plain(text: &str) -> String {
-    let text = text.split(" (os error").next().unwrap_or(text);
-    match text {
-        "broken pipe" | "Broken pipe" => "connection lost".to_owned(),
-        _ => text.to_ascii_lowercase(),
+    let text = text
+        .split(" (os error")
+        .next()
+        .unwrap_or(text)
+        .to_ascii_lowercase();
+    let gone = [
+        "broken pipe",
+        "connection reset",
+        "stream closed",
+        "connection error",
+    ];
+    if gone.iter().any(|part| text.contains(part)) {
+        "connection lost".to_owned()
+    } else {
+        text
     }
 }
 

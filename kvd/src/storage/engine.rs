@@ -62,7 +62,7 @@ struct Inner {
     database: Database,
     path: PathBuf,
     incarnation: Incarnation,
-    jobs: Mutex<Option<mpsc::Sender<(Job, Option<OwnedSemaphorePermit>)>>>,
+    jobs: Mutex<Option<mpsc::Sender<Queued>>>,
     room: Arc<Semaphore>,
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Why the store stopped; `None` while it works.
@@ -100,6 +100,12 @@ pub struct Disk {
 }
 
 type Synced = oneshot::Sender<Result<(), StoreError>>;
+
+/// Comes when the store has got so far.
+pub type Answer<T> = oneshot::Receiver<Result<T, StoreError>>;
+
+/// A job and the room it takes in the queue.
+type Queued = (Job, OwnedSemaphorePermit);
 
 enum Job {
     Coordinate {
@@ -211,10 +217,7 @@ impl Store {
         intent: Intent,
         now_ms: u64,
         fresh_actor: Actor,
-    ) -> (
-        oneshot::Receiver<Result<Prepared, StoreError>>,
-        oneshot::Receiver<Result<(), StoreError>>,
-    ) {
+    ) -> (Answer<Prepared>, Answer<()>) {
         let bytes = intent.record.value.as_ref().map_or(0, Bytes::len);
         let (prepared, when_prepared) = oneshot::channel();
         let (synced, when_synced) = oneshot::channel();
@@ -231,7 +234,7 @@ impl Store {
     }
 
     /// Merges another replica's object into this node's copy. The result comes when it is on disk.
-    pub fn merge(&self, key: Key, object: Object) -> oneshot::Receiver<Result<(), StoreError>> {
+    pub fn merge(&self, key: Key, object: Object) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
         let bytes = object.encoded_len();
         self.submit(
@@ -246,11 +249,7 @@ impl Store {
     }
 
     /// Keeps a fact of the node: its cluster, its layout.
-    pub fn put_fact(
-        &self,
-        name: &'static str,
-        value: Vec<u8>,
-    ) -> oneshot::Receiver<Result<(), StoreError>> {
+    pub fn put_fact(&self, name: &'static str, value: Vec<u8>) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
         self.submit(
             Job::Meta {
@@ -323,7 +322,7 @@ impl Store {
         let jobs = lock(&self.inner.jobs).clone();
         let refused = match jobs {
             None => Some((job, StoreError::Stopped("the node is shutting down".into()))),
-            Some(jobs) => match jobs.try_send((job, Some(room))) {
+            Some(jobs) => match jobs.try_send((job, room)) {
                 Ok(()) => None,
                 Err(mpsc::error::TrySendError::Full((job, _))) => {
                     Some((job, StoreError::Overloaded))
@@ -447,7 +446,7 @@ struct Writer {
     clock: HybridClock,
 }
 
-type Waiting = mpsc::Receiver<(Job, Option<OwnedSemaphorePermit>)>;
+type Waiting = mpsc::Receiver<Queued>;
 
 impl Writer {
     fn run(mut self, mut waiting: Waiting) {
@@ -475,7 +474,7 @@ impl Writer {
     fn commit(
         &mut self,
         store: &Inner,
-        group: &mut Vec<(Job, Option<OwnedSemaphorePermit>)>,
+        group: &mut Vec<Queued>,
         synced: &mut Vec<Synced>,
     ) -> Result<(), redb::Error> {
         let transaction = store.database.begin_write()?;

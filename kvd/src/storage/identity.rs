@@ -1,7 +1,7 @@
 //! Whose directory this is, and which life of the node this start begins.
 //!
 //! `identity.toml` says it outside the database, the database's `meta` table inside; they must
-//! match. `LOCK` keeps a second process out. The incarnation goes on only after a clean stop: a
+//! match. `LOCK` keeps a second process out and holds the process id of the one inside. The incarnation goes on only after a clean stop: a
 //! node that may have lost its last writes must not use the actors that named them.
 
 use crate::clock;
@@ -203,7 +203,15 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
         .open(&file);
     let lock = lock.map_err(io_error(&file, "opening it"))?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => {
+            let process_id = format!("{}\n", std::process::id());
+            let written = lock
+                .set_len(0)
+                .and_then(|()| (&lock).write_all(process_id.as_bytes()));
+            written
+                .map(|()| lock)
+                .map_err(io_error(&file, "writing it"))
+        }
         Err(TryLockError::WouldBlock) => Err(DirectoryError::Locked(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(io_error(&file, "locking it")(source)),
     }

@@ -15,7 +15,7 @@ mod engine;
 pub mod identity;
 pub mod record;
 
-pub use engine::{Disk, Facts, OpenError, Prepared, Store, StoreOptions};
+pub use engine::{Answer, Disk, Facts, OpenError, Prepared, Store, StoreOptions};
 
 use crate::dynamo::object::WriteRefused;
 
