@@ -59,6 +59,20 @@ impl Drop for Dev {
     }
 }
 
+/// The node the tour starts by hand, told to stop when dropped.
+struct Restarted(PathBuf);
+
+impl Drop for Restarted {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(&self.0)
+            .ok()
+            .and_then(|pid| pid.trim().parse().ok());
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::TERM); // it may not have come so far
+        }
+    }
+}
+
 fn base_port() -> String {
     free_address().rsplit_once(':').unwrap().1.to_owned()
 }
@@ -89,6 +103,7 @@ fn every_command_of_the_tour_prints_what_the_readme_says() {
     let dir = tempfile::tempdir().unwrap();
     let port = base_port();
     let _dev = Dev::start(dir.path(), &["--nodes", "3", "--base-port", &port]);
+    let _restarted = Restarted(dir.path().join(".kvd-dev/n2/LOCK"));
     // The tour speaks of the default ports, 7400 to 7402.
     let here: Vec<String> = (0..3)
         .map(|i| (port.parse::<u16>().unwrap() + i).to_string())
