@@ -16,8 +16,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?).join("kvd_descriptor.bin");
     fs::write(out, descriptors.encode_to_vec())?; // served by gRPC reflection
     // `bytes` fields become `Bytes`: a value is not copied between socket and storage.
-    tonic_prost_build::configure()
-        .bytes(".")
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

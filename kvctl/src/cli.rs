@@ -339,11 +339,7 @@ Examples:
   kvctl load --tree /srv/www --prefix www/")]
 pub(crate) struct Load {
     /// JSONL file; `-` is stdin
-    #[arg(
-        value_name = "FILE",
-        required_unless_present = "tree",
-        conflicts_with = "tree"
-    )]
+    #[arg(value_name = "FILE", required_unless_present = "tree", conflicts_with = "tree")]
     pub file: Option<PathBuf>,
     /// Load every regular file below DIR: its key is the path relative to DIR. Symbolic links are not followed
     #[arg(long, value_name = "DIR")]
@@ -563,9 +559,7 @@ mod tests {
     #[test]
     fn a_value_may_start_with_a_hyphen() {
         let cli = Cli::try_parse_from(["kvctl", "put", "k", "-5", "--w", "2"]).unwrap();
-        let Command::Put(put) = cli.command else {
-            panic!("not a put")
-        };
+        let Command::Put(put) = cli.command else { panic!("not a put") };
         assert_eq!(put.value.unwrap(), "-5");
         assert_eq!(put.quorum.w, Some(2));
     }

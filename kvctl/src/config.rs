@@ -69,10 +69,7 @@ impl Settings {
     ) -> Result<Self, Failure> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let file = read(&env)?;
-        let profile = profile(
-            &file,
-            flags.profile.clone().or_else(|| env("KVCTL_PROFILE")),
-        )?;
+        let profile = profile(&file, flags.profile.clone().or_else(|| env("KVCTL_PROFILE")))?;
         let defaults = file.defaults;
 
         let endpoints = some_of(flags.endpoint.clone())
@@ -90,10 +87,7 @@ impl Settings {
             Color::Auto => terminal,
         };
         Ok(Self {
-            endpoints: endpoints
-                .iter()
-                .map(|endpoint| with_port(endpoint))
-                .collect(),
+            endpoints: endpoints.iter().map(|endpoint| with_port(endpoint)).collect(),
             endpoints_typed: !flags.endpoint.is_empty(),
             cluster_id: profile.cluster_id.or(defaults.cluster_id),
             keyspace: flags
@@ -105,10 +99,7 @@ impl Settings {
                 .unwrap_or_else(|| KEYSPACE.to_owned()),
             format: flags.output.or(format).unwrap_or_default(),
             timeout: flags.timeout.or(timeout).unwrap_or(TIMEOUT),
-            connect_timeout: flags
-                .connect_timeout
-                .or(connect_timeout)
-                .unwrap_or(CONNECT_TIMEOUT),
+            connect_timeout: flags.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT),
             color_stdout: colored(io::stdout().is_terminal()),
             color_stderr: colored(io::stderr().is_terminal()),
             ascii: flags.ascii,
@@ -124,11 +115,7 @@ impl Settings {
 
     /// How errors are printed.
     pub(crate) fn shape(&self) -> Shape {
-        Shape {
-            json: self.format.is_json(),
-            verbose: self.verbose,
-            color: self.color_stderr,
-        }
+        Shape { json: self.format.is_json(), verbose: self.verbose, color: self.color_stderr }
     }
 }
 
@@ -159,12 +146,8 @@ fn read(env: &impl Fn(&str) -> Option<String>) -> Result<File, Failure> {
 }
 
 fn config_error(path: &Path, why: &str) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        "CONFIG",
-        format!("config file {} cannot be used", path.display()),
-    )
-    .why(why.trim())
+    Failure::new(Exit::Usage, "CONFIG", format!("config file {} cannot be used", path.display()))
+        .why(why.trim())
 }
 
 fn profile(file: &File, wanted: Option<String>) -> Result<Profile, Failure> {
@@ -247,10 +230,7 @@ mod tests {
         std::fs::write(&path, FILE).unwrap();
         let env = |name: &str| match name {
             "KVCTL_CONFIG" => Some(path.display().to_string()),
-            name => vars
-                .iter()
-                .find(|(var, _)| *var == name)
-                .map(|(_, value)| (*value).to_owned()),
+            name => vars.iter().find(|(var, _)| *var == name).map(|(_, value)| (*value).to_owned()),
         };
         Settings::resolve(flags, &env)
     }

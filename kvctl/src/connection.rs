@@ -56,10 +56,8 @@ pub(crate) enum Kind {
 impl Connection {
     /// A way that is not walked yet.
     pub(crate) fn new(settings: &Settings) -> Self {
-        let kept = settings
-            .seeds
-            .as_ref()
-            .and_then(|folder| Seeds::read(folder, &settings.endpoints));
+        let kept =
+            settings.seeds.as_ref().and_then(|folder| Seeds::read(folder, &settings.endpoints));
         Self {
             settings: settings.clone(),
             kept,
@@ -71,10 +69,7 @@ impl Connection {
     /// A way to the given endpoints alone: what was kept of another cluster must not lead there.
     pub(crate) fn unacquainted(settings: &Settings) -> Self {
         Self {
-            settings: Settings {
-                cluster_id: None,
-                ..settings.clone()
-            },
+            settings: Settings { cluster_id: None, ..settings.clone() },
             kept: None,
             seen: AtomicBool::new(false),
             current: Mutex::default(),
@@ -123,19 +118,13 @@ impl Connection {
         } else {
             Failure::of_status(&first, doing)
         };
-        Err(if in_doubt {
-            failure.outcome_unknown()
-        } else {
-            failure
-        })
+        Err(if in_doubt { failure.outcome_unknown() } else { failure })
     }
 
     /// The cluster as the node at the other end sees it, without its events.
     pub(crate) async fn view(&self) -> Result<ClusterView, Failure> {
         let view = self
-            .call("reading the cluster", Kind::Read, |client, budget| {
-                fetch_view(client, budget)
-            })
+            .call("reading the cluster", Kind::Read, |client, budget| fetch_view(client, budget))
             .await?;
         if view.id.is_empty() {
             return Err(blank(self.endpoint().await));
@@ -184,13 +173,8 @@ impl Connection {
         F: Fn(Client, Duration) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
-        let link = self
-            .connected(Some(lost))
-            .await
-            .map_err(Elsewhere::Unconnected)?;
-        attempt(&link, deadline, request)
-            .await
-            .map_err(Elsewhere::Failed)
+        let link = self.connected(Some(lost)).await.map_err(Elsewhere::Unconnected)?;
+        attempt(&link, deadline, request).await.map_err(Elsewhere::Failed)
     }
 
     /// A connected client other than `lost`. Calls that lose one together wait for one successor,
@@ -220,10 +204,7 @@ impl Connection {
             }
         };
         self.check_cluster(&client).await?;
-        let link = Link {
-            client,
-            number: lost.map_or(0, |lost| lost.number + 1),
-        };
+        let link = Link { client, number: lost.map_or(0, |lost| lost.number + 1) };
         current.link = Some(link.clone());
         Ok(link)
     }
@@ -248,11 +229,7 @@ impl Connection {
     /// A kept address may have passed to another cluster since, and a profile may name the only
     /// cluster it is for: either way, ask before anything is read or written.
     async fn check_cluster(&self, client: &Client) -> Result<(), Failure> {
-        let given = self
-            .settings
-            .endpoints
-            .iter()
-            .any(|e| e == client.endpoint());
+        let given = self.settings.endpoints.iter().any(|e| e == client.endpoint());
         let kept = self.kept.as_ref().filter(|_| !given);
         let wanted = match (&self.settings.cluster_id, kept) {
             (Some(id), _) => id,
@@ -348,9 +325,7 @@ fn in_doubt(status: &Status) -> bool {
 
 fn words(error: &Unreachable) -> String {
     let tried = error.tried.iter();
-    let tried: Vec<String> = tried
-        .map(|(endpoint, why)| format!("{endpoint} {why}"))
-        .collect();
+    let tried: Vec<String> = tried.map(|(endpoint, why)| format!("{endpoint} {why}")).collect();
     tried.join("; ")
 }
 

@@ -20,14 +20,10 @@ pub(crate) fn from_text(text: &str) -> Result<Bytes, Failure> {
         .and_then(|encoded| URL_SAFE_NO_PAD.decode(encoded).ok())
         .map(Bytes::from)
         .ok_or_else(|| {
-            Failure::new(
-                Exit::Conflict,
-                "CONTEXT_INVALID",
-                "the context is not one kvctl printed",
-            )
-            .why("a context is `kvc1.` and URL-safe base64")
-            .state("nothing was sent")
-            .advice("read it again: kvctl get KEY --context-out FILE, then --context @FILE")
+            Failure::new(Exit::Conflict, "CONTEXT_INVALID", "the context is not one kvctl printed")
+                .why("a context is `kvc1.` and URL-safe base64")
+                .state("nothing was sent")
+                .advice("read it again: kvctl get KEY --context-out FILE, then --context @FILE")
         })
 }
 

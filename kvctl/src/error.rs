@@ -44,15 +44,8 @@ pub(crate) struct Shape {
 impl Failure {
     /// A failure with its code and what happened.
     pub(crate) fn new(exit: Exit, code: &'static str, what: impl Into<String>) -> Self {
-        let words = Words {
-            code,
-            what: what.into(),
-            ..Words::default()
-        };
-        Self {
-            exit,
-            words: Box::new(words),
-        }
+        let words = Words { code, what: what.into(), ..Words::default() };
+        Self { exit, words: Box::new(words) }
     }
 
     /// Wrong arguments or configuration.
@@ -67,11 +60,7 @@ impl Failure {
 
     /// A local file could not be read or written.
     pub(crate) fn file(path: &std::path::Path, error: &io::Error) -> Self {
-        Self::new(
-            Exit::Internal,
-            "FILE",
-            format!("{}: {error}", path.display()),
-        )
+        Self::new(Exit::Internal, "FILE", format!("{}: {error}", path.display()))
     }
 
     /// A failed call. `doing` names it: "get user:42".
@@ -81,19 +70,15 @@ impl Failure {
             return Self::of_detail(exit, detail, doing);
         }
         match exit {
-            Exit::TimedOut => Self::new(
-                exit,
-                "DEADLINE_EXCEEDED",
-                format!("{doing}: no answer in time"),
-            )
-            .advice("a longer --timeout, or kvctl status"),
-            Exit::Unreachable => Self::new(
-                exit,
-                "CONNECTION_LOST",
-                format!("{doing}: the connection was lost"),
-            )
-            .why(proto::client::root_cause(status))
-            .advice("the same command, or another node with --endpoint HOST:PORT"),
+            Exit::TimedOut => {
+                Self::new(exit, "DEADLINE_EXCEEDED", format!("{doing}: no answer in time"))
+                    .advice("a longer --timeout, or kvctl status")
+            }
+            Exit::Unreachable => {
+                Self::new(exit, "CONNECTION_LOST", format!("{doing}: the connection was lost"))
+                    .why(proto::client::root_cause(status))
+                    .advice("the same command, or another node with --endpoint HOST:PORT")
+            }
             _ => Self::new(exit, "INTERNAL", format!("{doing} failed")).why(format!(
                 "{:?}: {}",
                 status.code(),
@@ -183,10 +168,7 @@ impl Failure {
             error.insert("needed".into(), json!(words.needed));
         }
         if !words.replicas.is_empty() {
-            let replicas = words
-                .replicas
-                .iter()
-                .map(crate::commands::quorum::Replica::of);
+            let replicas = words.replicas.iter().map(crate::commands::quorum::Replica::of);
             error.insert("replicas".into(), json!(replicas.collect::<Vec<_>>()));
         }
         Value::Object(error)
@@ -207,11 +189,7 @@ impl Failure {
 
     fn for_people(&self, shape: Shape) -> String {
         let words = &self.words;
-        let (on, off) = if shape.color {
-            ("\x1b[1;31m", "\x1b[0m")
-        } else {
-            ("", "")
-        };
+        let (on, off) = if shape.color { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         let what = printable(&words.what);
         let mut text = format!("{on}error[{}]{off}: {what}\n", words.code);
         for line in &words.lines {
@@ -254,10 +232,7 @@ pub(crate) fn usage(error: &clap::Error, json: bool) -> Exit {
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or_default();
     let what = what.trim().trim_start_matches("error: ").replace('\n', " ");
-    let shape = Shape {
-        json,
-        ..Shape::default()
-    };
+    let shape = Shape { json, ..Shape::default() };
     Failure::usage(what).advice("kvctl help").report(shape)
 }
 

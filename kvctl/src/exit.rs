@@ -40,10 +40,7 @@ pub(crate) const MEANINGS: [(Exit, &str); 16] = [
     (Exit::Unreachable, "no node reachable, or connection lost"),
     (Exit::TimedOut, "timed out"),
     (Exit::Refused, "refused by a safety check"),
-    (
-        Exit::Unconfirmed,
-        "confirmation needed (no terminal and no --yes) or declined",
-    ),
+    (Exit::Unconfirmed, "confirmation needed (no terminal and no --yes) or declined"),
     (Exit::NotPermitted, "not permitted"),
     (Exit::No, "the answer is no"),
     (Exit::Partial, "partly done; what failed is listed"),
@@ -144,10 +141,7 @@ mod tests {
         for (code, exit) in expected {
             let code = ErrorCode::try_from(code).unwrap();
             assert_eq!(Exit::of_code(code) as u8, exit, "{code:?}");
-            let detail = ErrorDetail {
-                code: code as i32,
-                ..Default::default()
-            };
+            let detail = ErrorDetail { code: code as i32, ..Default::default() };
             let status = proto::error::status(&detail);
             assert_eq!(Exit::of_status(&status) as u8, exit, "{code:?}");
         }

@@ -22,10 +22,7 @@ pub(crate) fn one(given: OneKey) -> Result<Bytes, Failure> {
     };
     match <[Bytes; 1]>::try_from(self::many(many)?) {
         Ok([key]) => Ok(key),
-        Err(keys) => Err(Failure::usage(format!(
-            "one key is needed, not {}",
-            keys.len()
-        ))),
+        Err(keys) => Err(Failure::usage(format!("one key is needed, not {}", keys.len()))),
     }
 }
 
@@ -34,11 +31,7 @@ pub(crate) fn many(given: ManyKeys) -> Result<Vec<Bytes>, Failure> {
     let literal = given.keys.into_iter().map(|key| Ok(key.into_vec()));
     let base64 = given.key_b64.iter().map(|text| from_base64(text));
     let hex = given.key_hex.iter().map(|text| from_hex(text));
-    literal
-        .chain(base64)
-        .chain(hex)
-        .map(|key| check(key?))
-        .collect()
+    literal.chain(base64).chain(hex).map(|key| check(key?)).collect()
 }
 
 /// The bytes of a key prefix; empty when none is given.
@@ -64,17 +57,13 @@ pub(crate) fn show(key: &[u8]) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' => shown.push_str("\\\\"),
-                c if c.is_control() => c
-                    .encode_utf8(&mut [0; 4])
-                    .bytes()
-                    .for_each(|byte| escape(&mut shown, byte)),
+                c if c.is_control() => {
+                    c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escape(&mut shown, byte))
+                }
                 c => shown.push(c),
             }
         }
-        chunk
-            .invalid()
-            .iter()
-            .for_each(|byte| escape(&mut shown, *byte));
+        chunk.invalid().iter().for_each(|byte| escape(&mut shown, *byte));
     }
     shown
 }

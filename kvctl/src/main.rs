@@ -40,8 +40,7 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(Failure::internal(format!("no async runtime: {error}"))),
     };
-    exit.unwrap_or_else(|failure| failure.report(settings.shape()))
-        .into()
+    exit.unwrap_or_else(|failure| failure.report(settings.shape())).into()
 }
 
 /// Runs the command beside the signals, so that a write to a full pipe cannot keep Ctrl-C away.
@@ -87,8 +86,5 @@ fn cli_error(error: &clap::Error) -> Exit {
 
 /// How errors are printed while the settings are not known.
 fn early_shape() -> Shape {
-    Shape {
-        json: output::json_wanted(),
-        ..Shape::default()
-    }
+    Shape { json: output::json_wanted(), ..Shape::default() }
 }

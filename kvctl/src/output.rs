@@ -74,10 +74,7 @@ impl<T> Envelope<T> {
     pub(crate) fn of_view(schema: &'static str, view: &ClusterView, data: T) -> Self {
         Self {
             schema,
-            cluster: Some(ClusterName {
-                name: view.name.clone(),
-                id: hex(&view.id),
-            }),
+            cluster: Some(ClusterName { name: view.name.clone(), id: hex(&view.id) }),
             viewpoint: Some(view.viewpoint.clone()),
             ring: view.layout.as_ref().map(|layout| layout.depth.to_string()),
             observed_at: rfc3339(view.observed_at_ms),
@@ -130,15 +127,13 @@ impl<T: Serialize> Answer<'_, T> {
 /// A JSON document with its newline.
 pub(crate) fn pretty(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n")
-        .map_err(|error| Failure::internal(error.to_string()))
+    text.map(|text| text + "\n").map_err(|error| Failure::internal(error.to_string()))
 }
 
 /// A JSON object on one line.
 pub(crate) fn one_line(value: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string(value);
-    text.map(|text| text + "\n")
-        .map_err(|error| Failure::internal(error.to_string()))
+    text.map(|text| text + "\n").map_err(|error| Failure::internal(error.to_string()))
 }
 
 /// Prints a JSON value in the JSON form that is wanted.
@@ -153,13 +148,10 @@ pub(crate) fn print_json(settings: &Settings, value: &impl Serialize) -> Result<
 /// The only way to stdout. A reader that went away ends the command quietly.
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(bytes)
-        .and_then(|()| stdout.flush())
-        .map_err(|error| match error.kind() {
-            ErrorKind::BrokenPipe => Failure::new(Exit::BrokenPipe, "BROKEN_PIPE", ""),
-            _ => Failure::new(Exit::Internal, "STDOUT", format!("stdout: {error}")),
-        })
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Failure::new(Exit::BrokenPipe, "BROKEN_PIPE", ""),
+        _ => Failure::new(Exit::Internal, "STDOUT", format!("stdout: {error}")),
+    })
 }
 
 /// A remark on stderr. Nobody reading it is no reason to fail.
@@ -185,23 +177,19 @@ pub(crate) fn printable(text: &str) -> String {
 
 /// Whether errors are to be JSON, for those that come before the arguments are understood.
 pub(crate) fn json_wanted() -> bool {
-    let args: Vec<String> = std::env::args_os()
-        .map(|arg| arg.to_string_lossy().into_owned())
-        .collect();
+    let args: Vec<String> =
+        std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     asks_for_json(&args, std::env::var("KVCTL_OUTPUT").ok().as_deref())
 }
 
 fn asks_for_json(args: &[String], env: Option<&str>) -> bool {
     let json = |format: &str| format == "json" || format == "jsonl";
-    let flag = args
-        .iter()
-        .enumerate()
-        .find_map(|(at, arg)| match arg.as_str() {
-            "-o" | "--output" => args.get(at + 1).map(String::as_str),
-            arg => arg
-                .strip_prefix("--output=")
-                .or_else(|| arg.strip_prefix("-o").filter(|_| !arg.starts_with("--"))),
-        });
+    let flag = args.iter().enumerate().find_map(|(at, arg)| match arg.as_str() {
+        "-o" | "--output" => args.get(at + 1).map(String::as_str),
+        arg => arg
+            .strip_prefix("--output=")
+            .or_else(|| arg.strip_prefix("-o").filter(|_| !arg.starts_with("--"))),
+    });
     flag.or(env).is_some_and(json)
 }
 
@@ -227,10 +215,7 @@ mod tests {
             id: vec![0x5d; 16].into(),
             viewpoint: "n3".into(),
             observed_at_ms: 1_795_442_527_000,
-            layout: Some(LayoutRef {
-                depth: 118,
-                ..Default::default()
-            }),
+            layout: Some(LayoutRef { depth: 118, ..Default::default() }),
             ..Default::default()
         };
         let envelope = Envelope::of_view("kvctl.test/v1", &view, [1, 2]);

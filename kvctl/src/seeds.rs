@@ -65,11 +65,7 @@ mod tests {
     #[test]
     fn seeds_are_found_again_under_the_same_endpoints() {
         let folder = tempfile::tempdir().unwrap();
-        let seeds = Seeds {
-            cluster_id: "5d".into(),
-            addresses: vec!["a:1".into()],
-            at_ms: 1_000,
-        };
+        let seeds = Seeds { cluster_id: "5d".into(), addresses: vec!["a:1".into()], at_ms: 1_000 };
         let endpoints = ["x:1".to_owned(), "y:1".to_owned()];
         seeds.write(folder.path(), &endpoints);
         let swapped = [endpoints[1].clone(), endpoints[0].clone()];

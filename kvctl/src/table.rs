@@ -45,10 +45,7 @@ impl Tone {
 impl Cell {
     /// A coloured cell.
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
-        Self {
-            text: crate::output::printable(&text.into()),
-            tone,
-        }
+        Self { text: crate::output::printable(&text.into()), tone }
     }
 }
 
@@ -65,10 +62,7 @@ impl Table {
             Some(title) => Column { title, wide: true },
             None => Column { title, wide: false },
         });
-        Self {
-            columns: columns.collect(),
-            rows: Vec::new(),
-        }
+        Self { columns: columns.collect(), rows: Vec::new() }
     }
 
     /// Adds a row of as many cells as there are columns.
@@ -79,23 +73,17 @@ impl Table {
 
     /// The table for people.
     pub(crate) fn aligned(&self, wide: bool, color: bool) -> String {
-        let shown: Vec<usize> = (0..self.columns.len())
-            .filter(|at| wide || !self.columns[*at].wide)
-            .collect();
+        let shown: Vec<usize> =
+            (0..self.columns.len()).filter(|at| wide || !self.columns[*at].wide).collect();
         let width = |at: usize| {
             let cells = self.rows.iter().map(|row| row[at].text.width());
-            cells
-                .chain([self.columns[at].title.width()])
-                .max()
-                .unwrap_or(0)
+            cells.chain([self.columns[at].title.width()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = shown.iter().map(|at| width(*at)).collect();
         let titles = shown.iter().map(|at| (self.columns[*at].title, "\x1b[2m"));
         let mut text = line(titles, &widths, color);
         for row in &self.rows {
-            let cells = shown
-                .iter()
-                .map(|at| (row[*at].text.as_str(), row[*at].tone.sequence()));
+            let cells = shown.iter().map(|at| (row[*at].text.as_str(), row[*at].tone.sequence()));
             text += &line(cells, &widths, color);
         }
         text
@@ -144,20 +132,13 @@ mod tests {
     fn table() -> Table {
         let mut table = Table::new(&["NODE", "+UID", "STATE"]);
         table.row(vec!["n1".into(), "ab".into(), "up".into()]);
-        table.row(vec![
-            "节点2".into(),
-            "cd".into(),
-            Cell::toned("down", Tone::Alarm),
-        ]);
+        table.row(vec!["节点2".into(), "cd".into(), Cell::toned("down", Tone::Alarm)]);
         table
     }
 
     #[test]
     fn columns_line_up_whatever_the_width_of_the_letters() {
-        assert_eq!(
-            table().aligned(false, false),
-            "NODE   STATE\nn1     up\n节点2  down\n"
-        );
+        assert_eq!(table().aligned(false, false), "NODE   STATE\nn1     up\n节点2  down\n");
         assert_eq!(
             table().aligned(true, false),
             "NODE   UID  STATE\nn1     ab   up\n节点2  cd   down\n"
@@ -168,18 +149,13 @@ mod tests {
     fn colour_changes_no_column() {
         let coloured = table().aligned(false, true);
         assert!(coloured.contains("\x1b[1;31mdown\x1b[0m"));
-        let plain = coloured
-            .replace("\x1b[1;31m", "")
-            .replace("\x1b[2m", "")
-            .replace("\x1b[0m", "");
+        let plain =
+            coloured.replace("\x1b[1;31m", "").replace("\x1b[2m", "").replace("\x1b[0m", "");
         assert_eq!(plain, table().aligned(false, false));
     }
 
     #[test]
     fn tsv_has_every_column() {
-        assert_eq!(
-            table().tsv(),
-            "node\tuid\tstate\nn1\tab\tup\n节点2\tcd\tdown\n"
-        );
+        assert_eq!(table().tsv(), "node\tuid\tstate\nn1\tab\tup\n节点2\tcd\tdown\n");
     }
 }

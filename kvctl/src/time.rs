@@ -72,11 +72,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -108,12 +104,7 @@ mod tests {
         for bad in ["", "5", "s", "0s", "-1s", "1.5s", "99999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
-        for (seconds, text) in [
-            (12, "12s"),
-            (192, "3m12s"),
-            (7_500, "2h05m"),
-            (356_400, "4d03h"),
-        ] {
+        for (seconds, text) in [(12, "12s"), (192, "3m12s"), (7_500, "2h05m"), (356_400, "4d03h")] {
             assert_eq!(for_people(Duration::from_secs(seconds)), text);
         }
     }

@@ -91,36 +91,25 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 
 /// The bytes a base64 text stands for.
 pub(crate) fn from_base64(text: &str) -> Result<Vec<u8>, Failure> {
-    STANDARD
-        .decode(text.trim())
-        .map_err(|error| Failure::usage(format!("not base64: {error}")))
+    STANDARD.decode(text.trim()).map_err(|error| Failure::usage(format!("not base64: {error}")))
 }
 
 /// The bytes a hex text stands for.
 pub(crate) fn from_hex(text: &str) -> Result<Vec<u8>, Failure> {
-    let digits: Option<Vec<u8>> = text
-        .trim()
-        .chars()
-        .map(|digit| digit.to_digit(16).map(|digit| digit as u8))
-        .collect();
+    let digits: Option<Vec<u8>> =
+        text.trim().chars().map(|digit| digit.to_digit(16).map(|digit| digit as u8)).collect();
     match digits {
-        Some(digits) if digits.len() % 2 == 0 => Ok(digits
-            .chunks(2)
-            .map(|pair| pair[0] << 4 | pair[1])
-            .collect()),
-        _ => Err(Failure::usage(
-            "not hex: an even number of 0-9a-f is needed",
-        )),
+        Some(digits) if digits.len() % 2 == 0 => {
+            Ok(digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+        }
+        _ => Err(Failure::usage("not hex: an even number of 0-9a-f is needed")),
     }
 }
 
 /// Whether a terminal would show these bytes as the text they are.
 pub(crate) fn is_text(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_ok_and(|text| {
-        !text
-            .chars()
-            .any(|c| c.is_control() && !"\n\t\r".contains(c))
-    })
+    std::str::from_utf8(bytes)
+        .is_ok_and(|text| !text.chars().any(|c| c.is_control() && !"\n\t\r".contains(c)))
 }
 
 /// The first characters of a value that is text, on one line; empty if it is not.
@@ -130,11 +119,8 @@ pub(crate) fn preview(bytes: &[u8]) -> String {
         return String::new();
     }
     let text = String::from_utf8_lossy(bytes);
-    let mut shown: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(SHOWN)
-        .collect();
+    let mut shown: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(SHOWN).collect();
     if text.chars().nth(SHOWN).is_some() {
         shown.push('…');
     }
@@ -169,15 +155,11 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 fn replace_file(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     // Renaming over a pipe or a device (/dev/null) would replace it.
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        return std::fs::OpenOptions::new()
-            .write(true)
-            .open(path)?
-            .write_all(bytes);
+        return std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
     }
     // Less the umask, as any new file.
-    let mut file = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
+    let mut file =
+        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.persist(path)?;
     Ok(())
@@ -186,10 +168,7 @@ fn replace_file(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 async fn file(path: &Path) -> Result<Bytes, Failure> {
     match tokio::fs::read(path).await {
         Ok(bytes) => Ok(bytes.into()),
-        Err(error) => Err(Failure::usage(format!(
-            "value file {}: {error}",
-            path.display()
-        ))),
+        Err(error) => Err(Failure::usage(format!("value file {}: {error}", path.display()))),
     }
 }
 
@@ -236,10 +215,7 @@ mod tests {
             ..Default::default()
         };
         assert!(verify(b"key", &sibling).is_ok());
-        assert_eq!(
-            verify(b"yek", &sibling).unwrap_err().code(),
-            "CHECKSUM_MISMATCH"
-        );
+        assert_eq!(verify(b"yek", &sibling).unwrap_err().code(), "CHECKSUM_MISMATCH");
         sibling.checksum ^= 1;
         assert!(verify(b"key", &sibling).is_err());
     }

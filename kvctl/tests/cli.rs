@@ -94,14 +94,8 @@ fn an_unreachable_cluster_exits_6_quickly_and_in_words() {
     fails(&output, 6);
     assert!(start.elapsed() < Duration::from_secs(5));
     let stderr = text(&output.stderr);
-    assert!(
-        stderr.starts_with("error[UNREACHABLE]: no node reachable\n"),
-        "{stderr}"
-    );
-    assert!(
-        stderr.contains(NOWHERE) && stderr.contains("  try "),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("error[UNREACHABLE]: no node reachable\n"), "{stderr}");
+    assert!(stderr.contains(NOWHERE) && stderr.contains("  try "), "{stderr}");
     assert!(!stderr.contains('\x1b'), "no colour in a pipe");
 }
 
@@ -137,21 +131,14 @@ fn help_is_data_and_lists_the_exit_codes() {
     ] {
         let output = run(NOWHERE, args);
         exits(&output, 0);
-        assert!(
-            !output.stdout.is_empty() && output.stderr.is_empty(),
-            "{args:?}"
-        );
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
     }
     let help = run(NOWHERE, &["help", "put"]);
     assert!(text(&help.stdout).contains("Examples:"));
     let codes = run(NOWHERE, &["help", "exit-codes"]);
     exits(&codes, 0);
     for code in ["0 ", "5 ", "12 ", "141 "] {
-        assert!(
-            text(&codes.stdout)
-                .lines()
-                .any(|line| line.starts_with(code))
-        );
+        assert!(text(&codes.stdout).lines().any(|line| line.starts_with(code)));
     }
 }
 
@@ -171,11 +158,7 @@ fn completions_and_version_need_no_cluster() {
 
 #[test]
 fn a_reader_that_goes_away_ends_it_quietly() {
-    for args in [
-        &["completions", "bash"] as &[&str],
-        &["--help"],
-        &["help", "exit-codes"],
-    ] {
+    for args in [&["completions", "bash"] as &[&str], &["--help"], &["help", "exit-codes"]] {
         let home = tempfile::tempdir().unwrap();
         let mut command = kvctl(home.path(), NOWHERE, args);
         // The reading end is closed before kvctl starts, so the first write must fail.
@@ -183,12 +166,7 @@ fn a_reader_that_goes_away_ends_it_quietly() {
         drop(reader);
         let mut child = command.stdout(writer).spawn().unwrap();
         let mut stderr = String::new();
-        child
-            .stderr
-            .take()
-            .unwrap()
-            .read_to_string(&mut stderr)
-            .unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(141), "{args:?}");
         assert_eq!(stderr, "", "{args:?}");
     }
@@ -205,23 +183,11 @@ fn a_context_kvctl_did_not_print_exits_4() {
 
 #[test]
 fn without_a_terminal_init_wants_yes_and_prints_the_command() {
-    let args = [
-        "cluster",
-        "init",
-        "--name",
-        "it's",
-        "n1=127.0.0.1:1",
-        "--zone",
-        "a",
-    ];
+    let args = ["cluster", "init", "--name", "it's", "n1=127.0.0.1:1", "--zone", "a"];
     let output = run(NOWHERE, &args);
     fails(&output, 9);
     let command = r"kvctl cluster init --name 'it'\''s' n1=127.0.0.1:1 --zone a --yes";
-    assert!(
-        text(&output.stderr).contains(command),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains(command), "{}", text(&output.stderr));
     let confirmed = [&args[..], &["--yes"]].concat();
     fails(&run(NOWHERE, &confirmed), 6);
 }
@@ -232,10 +198,7 @@ fn a_config_file_that_cannot_be_read_exits_2() {
     let folder = home.path().join(".config/kvctl");
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("config.toml"), "keyspace = [").unwrap();
-    fails(
-        &kvctl(home.path(), NOWHERE, &["status"]).output().unwrap(),
-        2,
-    );
+    fails(&kvctl(home.path(), NOWHERE, &["status"]).output().unwrap(), 2);
 }
 
 #[test]
@@ -252,25 +215,10 @@ fn values_come_back_byte_for_byte() {
     }
     exits(&run(&node.address, &["put", "k", "-5"]), 0);
     assert_eq!(run(&node.address, &["get", "k"]).stdout, b"-5");
-    exits(
-        &run(
-            &node.address,
-            &["put", "--key-hex", "00ff", "--value-b64", "AP8="],
-        ),
-        0,
-    );
-    assert_eq!(
-        run(&node.address, &["get", "--key-b64", "AP8="]).stdout,
-        b"\0\xff"
-    );
-    exits(
-        &run(&node.address, &["put", "--key-hex", "00ff", "plain"]),
-        0,
-    );
-    assert_eq!(
-        run(&node.address, &["get", "--key-hex", "00ff"]).stdout,
-        b"plain"
-    );
+    exits(&run(&node.address, &["put", "--key-hex", "00ff", "--value-b64", "AP8="]), 0);
+    assert_eq!(run(&node.address, &["get", "--key-b64", "AP8="]).stdout, b"\0\xff");
+    exits(&run(&node.address, &["put", "--key-hex", "00ff", "plain"]), 0);
+    assert_eq!(run(&node.address, &["get", "--key-hex", "00ff"]).stdout, b"plain");
 }
 
 #[test]
@@ -298,14 +246,8 @@ fn of_siblings_none_is_picked_and_none_is_lost() {
     let get = run(at, &["get", "k"]);
     fails(&get, 4);
     let stderr = text(&get.stderr);
-    assert!(
-        stderr.starts_with("error[SIBLINGS]: k has 2 concurrent values\n"),
-        "{stderr}"
-    );
-    assert!(
-        stderr.contains("\n  0  3 B  sha256:7692c3ad3540"),
-        "{stderr}"
-    );
+    assert!(stderr.starts_with("error[SIBLINGS]: k has 2 concurrent values\n"), "{stderr}");
+    assert!(stderr.contains("\n  0  3 B  sha256:7692c3ad3540"), "{stderr}");
     assert!(stderr.contains("three"), "{stderr}");
 
     let all = run(at, &["get", "k", "-o", "json"]);
@@ -318,17 +260,11 @@ fn of_siblings_none_is_picked_and_none_is_lost() {
     assert!(answer["context"].as_str().unwrap().starts_with("kvc1."));
 
     assert_eq!(run(at, &["get", "k", "--sibling", "1"]).stdout, b"three");
-    assert_eq!(
-        run(at, &["get", "k", "--sibling", "newest"]).stdout,
-        b"three"
-    );
+    assert_eq!(run(at, &["get", "k", "--sibling", "newest"]).stdout, b"three");
     fails(&run(at, &["get", "k", "--sibling", "2"]), 3);
     let folder = tempfile::tempdir().unwrap();
     let into = folder.path().to_str().unwrap();
-    exits(
-        &run(at, &["get", "k", "--sibling", "all", "--out-dir", into]),
-        0,
-    );
+    exits(&run(at, &["get", "k", "--sibling", "all", "--out-dir", into]), 0);
     assert_eq!(std::fs::read(folder.path().join("k~1")).unwrap(), b"three");
 
     fails(&run(at, &["put", "k", "mine"]), 4);
@@ -346,13 +282,7 @@ fn read_change_write_replaces_only_what_was_read() {
     let (context, value) = (file("c"), file("v"));
     let from_file = format!("@{context}");
     exits(&run(at, &["put", "k", "1"]), 0);
-    exits(
-        &run(
-            at,
-            &["get", "k", "--context-out", &context, "--out", &value],
-        ),
-        0,
-    );
+    exits(&run(at, &["get", "k", "--context-out", &context, "--out", &value]), 0);
     assert_eq!(std::fs::read(&value).unwrap(), b"1");
     exits(&run(at, &["put", "k", "2", "--context", &from_file]), 0);
     assert_eq!(run(at, &["get", "k"]).stdout, b"2");
@@ -362,11 +292,7 @@ fn read_change_write_replaces_only_what_was_read() {
     exits(&put, 0);
     assert_eq!(text(&put.stderr), "note: k now has 2 concurrent values\n");
     fails(&run(at, &["get", "k", "--out", &value]), 4);
-    assert_eq!(
-        std::fs::read(&value).unwrap(),
-        b"1",
-        "a failed get leaves the file"
-    );
+    assert_eq!(std::fs::read(&value).unwrap(), b"1", "a failed get leaves the file");
 }
 
 #[test]
@@ -412,10 +338,7 @@ fn dump_and_load_round_trip_siblings_into_another_cluster() {
             "{{\"key\":\"key {n}\",\"value\":\"value {n}\"}}
 "
         );
-        exits(
-            &run_with_stdin(&from.address, &["load", "-"], line.as_bytes()),
-            0,
-        );
+        exits(&run_with_stdin(&from.address, &["load", "-"], line.as_bytes()), 0);
     }
     exits(&run(&from.address, &["put", "s", "1", "--blind"]), 0);
     exits(&run(&from.address, &["put", "s", "2", "--blind"]), 0);
@@ -425,26 +348,14 @@ fn dump_and_load_round_trip_siblings_into_another_cluster() {
     for _ in 0..2 {
         let load = run_with_stdin(&to.address, &["load", "-"], &dump.stdout);
         exits(&load, 0);
-        assert!(
-            text(&load.stderr).starts_with("loaded 6 keys, "),
-            "{}",
-            text(&load.stderr)
-        );
+        assert!(text(&load.stderr).starts_with("loaded 6 keys, "), "{}", text(&load.stderr));
         assert!(load.stdout.is_empty());
     }
     let hashes = |node: &Node| run(&node.address, &["dump", "--hash", "-q"]).stdout;
     assert_eq!(text(&hashes(&from)), text(&hashes(&to)));
-    let again = run_with_stdin(
-        &to.address,
-        &["load", "-", "--on-conflict", "skip"],
-        &dump.stdout,
-    );
+    let again = run_with_stdin(&to.address, &["load", "-", "--on-conflict", "skip"], &dump.stdout);
     exits(&again, 0);
-    assert!(
-        text(&again.stderr).contains("6 skipped"),
-        "{}",
-        text(&again.stderr)
-    );
+    assert!(text(&again.stderr).contains("6 skipped"), "{}", text(&again.stderr));
 }
 
 #[test]
@@ -478,10 +389,7 @@ fn what_load_could_not_store_is_listed() {
     let load = run_with_stdin(&node.address, &["load", "-"], lines);
     exits(&load, 12);
     let failed = json(&load.stdout);
-    assert_eq!(
-        (&failed["error"], &failed["line"]),
-        (&"USAGE".into(), &1.into())
-    );
+    assert_eq!((&failed["error"], &failed["line"]), (&"USAGE".into(), &1.into()));
     let load = run_with_stdin(NOWHERE, &["load", "-"], &lines[9..]);
     exits(&load, 6);
 }
@@ -491,37 +399,22 @@ fn a_member_seen_once_stands_in_for_a_dead_seed() {
     let (node, home) = (Node::start(1), tempfile::tempdir().unwrap());
     let both = format!("{NOWHERE},{}", node.address);
     // Endpoints as a set name the cache: found through the second, kept for both.
-    exits(
-        &kvctl(home.path(), &both, &["exists", "k"])
-            .output()
-            .unwrap(),
-        3,
-    );
+    exits(&kvctl(home.path(), &both, &["exists", "k"]).output().unwrap(), 3);
     let seeds = home.path().join(".local/state/kvctl/seeds");
-    let kept: Vec<_> = std::fs::read_dir(&seeds)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let kept: Vec<_> = std::fs::read_dir(&seeds).unwrap().map(Result::unwrap).collect();
     assert_eq!(kept.len(), 1);
     let text = std::fs::read_to_string(kept[0].path()).unwrap();
     assert!(text.contains(&node.address), "{text}");
 
     // An address that has passed to another cluster since is refused, whatever was asked.
     let (dead, other) = (node.address.clone(), Node::start(2));
-    exits(
-        &kvctl(home.path(), &dead, &["exists", "k"])
-            .output()
-            .unwrap(),
-        3,
-    );
+    exits(&kvctl(home.path(), &dead, &["exists", "k"]).output().unwrap(), 3);
     for entry in std::fs::read_dir(&seeds).unwrap().map(Result::unwrap) {
         let text = std::fs::read_to_string(entry.path()).unwrap();
         std::fs::write(entry.path(), text.replace(&dead, &other.address)).unwrap();
     }
     drop(node);
-    let refused = kvctl(home.path(), &dead, &["put", "k", "v"])
-        .output()
-        .unwrap();
+    let refused = kvctl(home.path(), &dead, &["put", "k", "v"]).output().unwrap();
     fails(&refused, 8);
     assert!(self::text(&refused.stderr).starts_with("error[CLUSTER_MISMATCH]"));
 
@@ -529,18 +422,9 @@ fn a_member_seen_once_stands_in_for_a_dead_seed() {
     let successor = Node::start(1);
     for entry in std::fs::read_dir(&seeds).unwrap().map(Result::unwrap) {
         let text = std::fs::read_to_string(entry.path()).unwrap();
-        std::fs::write(
-            entry.path(),
-            text.replace(&other.address, &successor.address),
-        )
-        .unwrap();
+        std::fs::write(entry.path(), text.replace(&other.address, &successor.address)).unwrap();
     }
-    exits(
-        &kvctl(home.path(), &dead, &["put", "k", "v"])
-            .output()
-            .unwrap(),
-        0,
-    );
+    exits(&kvctl(home.path(), &dead, &["put", "k", "v"]).output().unwrap(), 0);
     assert_eq!(run(&successor.address, &["get", "k"]).stdout, b"v");
 }
 
@@ -591,19 +475,7 @@ fn a_node_that_never_answers_exits_7() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let start = Instant::now();
-    let put = run(
-        &address,
-        &[
-            "put",
-            "k",
-            "v",
-            "--blind",
-            "--timeout",
-            "300ms",
-            "-o",
-            "json",
-        ],
-    );
+    let put = run(&address, &["put", "k", "v", "--blind", "--timeout", "300ms", "-o", "json"]);
     assert!(start.elapsed() < Duration::from_secs(3));
     fails(&put, 7);
     assert_eq!(json(&put.stderr)["error"]["outcome"], "unknown");
@@ -626,14 +498,8 @@ fn status_and_nodes_come_from_one_view() {
     assert_eq!(names.stdout, b"n1\n");
     let list = json(&run(&node.address, &["nodes", "list", "-o", "json"]).stdout);
     assert_eq!(list["schema"], "kvctl.nodes.list/v1");
-    assert_eq!(
-        (&list["viewpoint"], &list["ring"]),
-        (&"n1".into(), &"1".into())
-    );
-    assert!(
-        list["data"][0]["stats"].is_null(),
-        "never heard is not zero"
-    );
+    assert_eq!((&list["viewpoint"], &list["ring"]), (&"n1".into(), &"1".into()));
+    assert!(list["data"][0]["stats"].is_null(), "never heard is not zero");
     fails(&run(&node.address, &["nodes", "show", "n9"]), 3);
     let version = json(&run(&node.address, &["version", "-o", "json"]).stdout);
     assert_eq!(version["data"]["kvd"], "0.0.0-fake");
@@ -668,14 +534,8 @@ fn a_key_is_located_by_its_md5() {
     let located = run(&node.address, &["locate", "user:42"]);
     exits(&located, 0);
     let shown = text(&located.stdout);
-    assert!(
-        shown.contains("token      56dadf1868c3ba340467c942a86c29de\n"),
-        "{shown}"
-    );
-    assert!(
-        shown.contains("partition  #1  tokens 40000000… to 7fffffff…\n"),
-        "{shown}"
-    );
+    assert!(shown.contains("token      56dadf1868c3ba340467c942a86c29de\n"), "{shown}");
+    assert!(shown.contains("partition  #1  tokens 40000000… to 7fffffff…\n"), "{shown}");
     let located = json(&run(&node.address, &["locate", "user:42", "-o", "json"]).stdout);
     assert_eq!(located["data"]["preference"][0]["state"], "up");
     assert_eq!(located["data"]["token"], "56dadf1868c3ba340467c942a86c29de");
@@ -690,22 +550,9 @@ fn keyspaces_are_made_and_shown() {
     exits(&run(&node.address, &["keyspaces", "show", "default"]), 0);
     fails(&run(&node.address, &["keyspaces", "show", "nope"]), 3);
     fails(&run(&node.address, &["keyspaces", "create", "default"]), 4);
-    let create = [
-        "keyspaces",
-        "create",
-        "b",
-        "--w",
-        "3",
-        "--mode",
-        "strict",
-        "-o",
-        "json",
-    ];
+    let create = ["keyspaces", "create", "b", "--w", "3", "--mode", "strict", "-o", "json"];
     let made = json(&run(&node.address, &create).stdout);
-    assert_eq!(
-        (&made["data"]["r"], &made["data"]["w"]),
-        (&2.into(), &3.into())
-    );
+    assert_eq!((&made["data"]["r"], &made["data"]["w"]), (&2.into(), &3.into()));
     assert_eq!(made["data"]["mode"], "strict");
 }
 
@@ -713,19 +560,10 @@ fn keyspaces_are_made_and_shown() {
 fn a_cluster_is_made_through_its_first_member() {
     let node = Node::start(1);
     let member = format!("n1={}", node.address);
-    let made = run(
-        NOWHERE,
-        &["cluster", "init", "--name", "fake", &member, "--yes"],
-    );
+    let made = run(NOWHERE, &["cluster", "init", "--name", "fake", &member, "--yes"]);
     exits(&made, 0);
     assert!(text(&made.stdout).starts_with("cluster fake (01010101)"));
-    fails(
-        &run(
-            NOWHERE,
-            &["cluster", "init", "--name", "taken", &member, "--yes"],
-        ),
-        4,
-    );
+    fails(&run(NOWHERE, &["cluster", "init", "--name", "taken", &member, "--yes"]), 4);
 }
 
 /// A node that lives as long as the test.
@@ -737,31 +575,20 @@ struct Node {
 impl Node {
     fn start(cluster: u8) -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let listener = runtime
-            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-            .unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let incoming = tonic::transport::server::TcpIncoming::from(listener);
-        let kv = KvServer::new(Fake {
-            cluster,
-            address: address.clone(),
-            values: Mutex::default(),
-        });
-        let admin = AdminServer::new(Fake {
-            cluster,
-            address: address.clone(),
-            values: Mutex::default(),
-        });
+        let kv =
+            KvServer::new(Fake { cluster, address: address.clone(), values: Mutex::default() });
+        let admin =
+            AdminServer::new(Fake { cluster, address: address.clone(), values: Mutex::default() });
         runtime.spawn(
             tonic::transport::Server::builder()
                 .add_service(kv)
                 .add_service(admin)
                 .serve_with_incoming(incoming),
         );
-        Self {
-            address,
-            _runtime: runtime,
-        }
+        Self { address, _runtime: runtime }
     }
 }
 
@@ -818,11 +645,7 @@ impl Fake {
     }
 
     fn covering(&self, siblings: &[Sibling]) -> Vec<u8> {
-        let last = siblings
-            .iter()
-            .filter_map(|s| s.dot)
-            .map(|dot| dot.counter)
-            .max();
+        let last = siblings.iter().filter_map(|s| s.dot).map(|dot| dot.counter).max();
         last.map_or_else(Vec::new, |last| self.context(last))
     }
 
@@ -879,19 +702,13 @@ impl Kv for Fake {
             return Err(refusal(ErrorCode::QuorumInvalid, "W must be at most N"));
         }
         if put.key == "draining" {
-            let first = self
-                .values
-                .lock()
-                .unwrap()
-                .drained
-                .replace(put.request_id.clone());
+            let first = self.values.lock().unwrap().drained.replace(put.request_id.clone());
             match first {
                 Some(first) => assert_eq!(first, put.request_id),
                 None => return Err(refusal(ErrorCode::Draining, "n1 is leaving")),
             }
         }
-        self.write(&put.key, &put.context, Some(put.value))
-            .map(Response::new)
+        self.write(&put.key, &put.context, Some(put.value)).map(Response::new)
     }
 
     async fn delete(
@@ -899,8 +716,7 @@ impl Kv for Fake {
         request: Request<DeleteRequest>,
     ) -> Result<Response<WriteReply>, Status> {
         let delete = request.into_inner();
-        self.write(&delete.key, &delete.context, None)
-            .map(Response::new)
+        self.write(&delete.key, &delete.context, None).map(Response::new)
     }
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
@@ -943,10 +759,7 @@ impl Admin for Fake {
             name: "fake".into(),
             id: vec![self.cluster; 16].into(),
             viewpoint: "n1".into(),
-            layout: Some(LayoutRef {
-                depth: 1,
-                ..Default::default()
-            }),
+            layout: Some(LayoutRef { depth: 1, ..Default::default() }),
             layout_agreed: 1,
             nodes: vec![NodeView {
                 name: "n1".into(),
@@ -975,8 +788,7 @@ impl Admin for Fake {
             return Err(refusal(ErrorCode::ClusterExists, "n1 has a cluster"));
         }
         assert_eq!(init.members.len(), 1);
-        self.get_cluster(Request::new(GetClusterRequest::default()))
-            .await
+        self.get_cluster(Request::new(GetClusterRequest::default())).await
     }
 
     async fn watch_cluster(
@@ -1001,10 +813,7 @@ impl Admin for Fake {
                 ..Default::default()
             }],
             keyspaces: vec![keyspace()],
-            tables: vec![Table {
-                n: 1,
-                slots: vec![0; 4],
-            }],
+            tables: vec![Table { n: 1, slots: vec![0; 4] }],
             ..Default::default()
         }))
     }
@@ -1039,10 +848,7 @@ impl Admin for Fake {
     ) -> Result<Response<Keyspace>, Status> {
         let keyspace = request.into_inner().keyspace.unwrap();
         match keyspace.name.as_str() {
-            "default" => Err(refusal(
-                ErrorCode::KeyspaceExists,
-                "there is one called default",
-            )),
+            "default" => Err(refusal(ErrorCode::KeyspaceExists, "there is one called default")),
             _ => Ok(Response::new(keyspace)),
         }
     }

@@ -19,11 +19,7 @@ fn main() {
 }
 
 fn key() -> Key {
-    Key::new(
-        KeyspaceId::of("default"),
-        Bytes::from_static(b"user:00000000000000042"),
-    )
-    .unwrap()
+    Key::new(KeyspaceId::of("default"), Bytes::from_static(b"user:00000000000000042")).unwrap()
 }
 
 fn layout(nodes: u128) -> Layout {
@@ -58,20 +54,14 @@ fn object(siblings: u64) -> Object {
 
 fn put(local: Option<Object>, context: Option<Clock>, by: u64, clock: &mut HybridClock) -> Object {
     let value = Some(Bytes::from(vec![7; 1024]));
-    let record = Record {
-        value,
-        request: RequestId(u128::from(by)),
-        checksum: 0,
-    };
+    let record = Record { value, request: RequestId(u128::from(by)), checksum: 0 };
     let minter = Minter {
         incarnation: Incarnation(u128::from(by)),
         clock,
         now_ms: 1_700_000_000_000,
         fresh_actor: Actor(by),
     };
-    Object::coordinate(local, &Intent { context, record }, minter)
-        .unwrap()
-        .object
+    Object::coordinate(local, &Intent { context, record }, minter).unwrap().object
 }
 
 #[divan::bench(args = [16, 64, 1024])]
@@ -85,10 +75,7 @@ fn locate(bencher: Bencher<'_, '_>, nodes: u128) {
     let layout = layout(nodes);
     let mut token = Token::of(b"k");
     bencher.bench_local(|| {
-        token.0 = token
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        token.0 = token.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         preference(black_box(&layout), 3, token)
     });
 }
@@ -101,12 +88,10 @@ fn plan(nodes: u128) -> Layout {
 #[divan::bench(args = [1, 3])]
 fn merge(bencher: Bencher<'_, '_>, siblings: u64) {
     let (a, b) = (object(siblings), object(siblings + 1));
-    bencher
-        .with_inputs(|| a.clone())
-        .bench_local_values(|mut a| {
-            a.merge(black_box(&b));
-            a
-        });
+    bencher.with_inputs(|| a.clone()).bench_local_values(|mut a| {
+        a.merge(black_box(&b));
+        a
+    });
 }
 
 #[divan::bench]
@@ -146,11 +131,8 @@ fn record_decode_1_kib(bencher: Bencher<'_, '_>) {
 
 #[divan::bench]
 fn context_seal(bencher: Bencher<'_, '_>) {
-    let (sealer, key, clock) = (
-        Sealer::new(ClusterId(1), [7; 16]),
-        key(),
-        object(3).clock().clone(),
-    );
+    let (sealer, key, clock) =
+        (Sealer::new(ClusterId(1), [7; 16]), key(), object(3).clock().clone());
     bencher.bench_local(|| sealer.seal(black_box(&key), black_box(&clock)));
 }
 
@@ -158,9 +140,5 @@ fn context_seal(bencher: Bencher<'_, '_>) {
 fn context_open(bencher: Bencher<'_, '_>) {
     let (sealer, key) = (Sealer::new(ClusterId(1), [7; 16]), key());
     let context = Bytes::from(sealer.seal(&key, object(3).clock()));
-    bencher.bench_local(|| {
-        sealer
-            .open(black_box(&key), &context, 1_800_000_000_000)
-            .unwrap()
-    });
+    bencher.bench_local(|| sealer.open(black_box(&key), &context, 1_800_000_000_000).unwrap());
 }

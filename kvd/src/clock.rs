@@ -4,9 +4,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The wall clock, Unix milliseconds. For people and for counters, never for decisions.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The monotonic clock: deadlines and latencies.

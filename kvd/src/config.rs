@@ -131,20 +131,9 @@ pub enum ConfigError {
 impl Config {
     /// Puts flags (and environment) over the file over the defaults.
     pub fn resolve(flags: Flags) -> Result<Self, ConfigError> {
-        let file = flags
-            .config
-            .as_deref()
-            .map(read_file)
-            .transpose()?
-            .unwrap_or_default();
-        let listen = flags
-            .listen
-            .or(file.listen)
-            .map_or(default_listen(), |listen| listen.0);
-        let advertise = flags
-            .advertise
-            .or(file.advertise)
-            .map(|advertise| advertise.0);
+        let file = flags.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let listen = flags.listen.or(file.listen).map_or(default_listen(), |listen| listen.0);
+        let advertise = flags.advertise.or(file.advertise).map(|advertise| advertise.0);
         if advertise.is_none() && listen.ip().is_unspecified() {
             return Err(ConfigError::Combination(
                 "a node that listens on every address must be told which one the others reach it at: --advertise HOST:PORT",
@@ -153,10 +142,7 @@ impl Config {
         Ok(Self {
             listen,
             advertise,
-            data_dir: flags
-                .data_dir
-                .or(file.data_dir)
-                .unwrap_or_else(|| "kvd-data".into()),
+            data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "kvd-data".into()),
             cache_bytes: flags.cache_mib.or(file.cache_mib).unwrap_or(256) as usize * 1024 * 1024,
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
@@ -178,9 +164,7 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
 fn cache_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     match u32::deserialize(from)? {
         mib @ 1..=1_048_576 => Ok(Some(mib)),
-        other => Err(de::Error::custom(format!(
-            "cache_mib is 1 to 1048576, not {other}"
-        ))),
+        other => Err(de::Error::custom(format!("cache_mib is 1 to 1048576, not {other}"))),
     }
 }
 
@@ -207,14 +191,10 @@ impl FromStr for Advertise {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        let port = port
-            .and_then(|(_, port)| port.parse::<u16>().ok())
-            .filter(|port| *port > 0);
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port > 0);
         match port {
             Some(_) => Ok(Self(text.to_owned())),
-            None => Err(format!(
-                "{text:?} is not HOST:PORT, such as db1.example.net:7400"
-            )),
+            None => Err(format!("{text:?} is not HOST:PORT, such as db1.example.net:7400")),
         }
     }
 }
@@ -250,22 +230,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kvd.toml");
         std::fs::write(&path, text).unwrap();
-        (
-            dir,
-            Flags {
-                config: Some(path),
-                ..Default::default()
-            },
-        )
+        (dir, Flags { config: Some(path), ..Default::default() })
     }
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
         let (_dir, flags) = file("listen = \"127.0.0.1:9000\"\ncache_mib = 7\n");
-        let flags = Flags {
-            listen: Some("127.0.0.1:9001".parse().unwrap()),
-            ..flags
-        };
+        let flags = Flags { listen: Some("127.0.0.1:9001".parse().unwrap()), ..flags };
         let config = Config::resolve(flags).unwrap();
         assert_eq!(config.listen.port(), 9001);
         assert_eq!(config.cache_bytes, 7 << 20);
@@ -275,10 +246,7 @@ mod tests {
     #[test]
     fn a_bad_value_names_file_line_key_and_what_is_allowed() {
         for (text, expected) in [
-            (
-                "\nlisten = \"here\"\n",
-                &["kvd.toml", "line 2", "listen", "is not IP:PORT"][..],
-            ),
+            ("\nlisten = \"here\"\n", &["kvd.toml", "line 2", "listen", "is not IP:PORT"][..]),
             ("listne = 1\n", &["line 1", "listne", "listen"]),
             ("cache_mib = 0\n", &["line 1", "cache_mib is 1 to 1048576"]),
         ] {
@@ -291,16 +259,8 @@ mod tests {
     #[test]
     fn listening_everywhere_needs_an_address_to_tell_the_others() {
         let listen = Some("0.0.0.0:7400".parse().unwrap());
-        let flags = Flags {
-            listen,
-            ..Default::default()
-        };
-        assert!(
-            Config::resolve(flags.clone())
-                .unwrap_err()
-                .to_string()
-                .contains("--advertise")
-        );
+        let flags = Flags { listen, ..Default::default() };
+        assert!(Config::resolve(flags.clone()).unwrap_err().to_string().contains("--advertise"));
         let advertise = Some("db1:7400".parse().unwrap());
         assert!(Config::resolve(Flags { advertise, ..flags }).is_ok());
     }

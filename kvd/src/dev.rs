@@ -90,11 +90,7 @@ fn settle(flags: &DevFlags) -> anyhow::Result<Made> {
                 flags.nodes
             );
         }
-        let made = Made {
-            nodes: flags.nodes,
-            base_port,
-            zones: flags.zones,
-        };
+        let made = Made { nodes: flags.nodes, base_port, zones: flags.zones };
         std::fs::write(&file, toml::to_string(&made)?)?;
         return Ok(made);
     };
@@ -150,14 +146,8 @@ fn start_node(
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let stdin = child
-        .stdin
-        .take()
-        .context("the child has a standard input")?;
-    let stderr = child
-        .stderr
-        .take()
-        .context("the child has a standard error")?;
+    let stdin = child.stdin.take().context("the child has a standard input")?;
+    let stderr = child.stderr.take().context("the child has a standard error")?;
     let label = label(index);
     tokio::spawn(async move {
         let mut lines = BufReader::new(stderr).lines();
@@ -190,11 +180,8 @@ async fn bring_up(made: &Made) -> anyhow::Result<()> {
         first.get_or_insert(client);
     }
     let client = first.context("there is at least one node")?;
-    let view = client
-        .admin()
-        .get_cluster(GetClusterRequest { events_since: 0 })
-        .await?
-        .into_inner();
+    let view =
+        client.admin().get_cluster(GetClusterRequest { events_since: 0 }).await?.into_inner();
     if !view.id.is_empty() {
         return Ok(());
     }
@@ -209,11 +196,7 @@ async fn bring_up(made: &Made) -> anyhow::Result<()> {
         members: members.collect(),
         default_keyspace: None,
     };
-    client
-        .admin()
-        .init_cluster(request)
-        .await
-        .context("the cluster could not be made")?;
+    client.admin().init_cluster(request).await.context("the cluster could not be made")?;
     Ok(())
 }
 
@@ -232,17 +215,10 @@ async fn answering(address: &str) -> anyhow::Result<Client> {
 }
 
 fn announce(dir: &Path, made: &Made) {
-    let nodes: Vec<String> = (0..made.nodes)
-        .map(|index| format!("{} {}", name(index), address(made, index)))
-        .collect();
-    say(&format!(
-        "cluster {CLUSTER_NAME} is up: {}",
-        nodes.join(", ")
-    ));
-    say(&format!(
-        "data in {}; started again on it, the data is still there",
-        dir.display()
-    ));
+    let nodes: Vec<String> =
+        (0..made.nodes).map(|index| format!("{} {}", name(index), address(made, index))).collect();
+    say(&format!("cluster {CLUSTER_NAME} is up: {}", nodes.join(", ")));
+    say(&format!("data in {}; started again on it, the data is still there", dir.display()));
     if made.base_port == proto::DEFAULT_PORT {
         say("try it:  kvctl status    kvctl put greeting hello    kvctl get greeting    kvtop");
     } else {
@@ -255,14 +231,8 @@ fn announce(dir: &Path, made: &Made) {
 }
 
 fn restart_line(dir: &Path, made: &Made, node: &str) -> String {
-    let index = (0..made.nodes)
-        .find(|index| name(*index) == node)
-        .unwrap_or(0);
-    format!(
-        "kvd --data-dir {} --listen {}",
-        dir.join(node).display(),
-        address(made, index)
-    )
+    let index = (0..made.nodes).find(|index| name(*index) == node).unwrap_or(0);
+    format!("kvd --data-dir {} --listen {}", dir.join(node).display(), address(made, index))
 }
 
 /// The node's name, in its own colour on a terminal.

@@ -1,6 +1,6 @@
 //! The daemon. Every node is the same: there is no leader and no special node.
 //!
-//! The way of a put: [`api`] `kv.rs` → [`cluster`] `coordinator.rs`, which asks [`dynamo`]
+//! The way of a put: [`api`] `kv.rs` → [`cluster`] `put.rs`, which asks [`dynamo`]
 //! `write.rs` what to do → [`storage`] here and, over `cluster/peers.rs`, `api/replica.rs` →
 //! `storage` there. The reply retraces it.
 

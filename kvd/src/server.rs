@@ -46,18 +46,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => listener.local_addr()?.to_string(),
     };
     let mut directory = Directory::open(&config.data_dir)?;
-    let store = Store::open(
-        &mut directory,
-        &StoreOptions {
-            cache_bytes: config.cache_bytes,
-        },
-    )?;
-    let node = Node::new(
-        directory.uid(),
-        directory.incarnation(),
-        address,
-        store.clone(),
-    );
+    let store = Store::open(&mut directory, &StoreOptions { cache_bytes: config.cache_bytes })?;
+    let node = Node::new(directory.uid(), directory.incarnation(), address, store.clone());
     tracing::info!(
         address = node.address,
         uid = %node.uid,
@@ -78,9 +68,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
 
     let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving)
-        .await;
+    health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
     let serving = tokio::spawn(serve(Arc::clone(&node), listener, health_service)?);
 
     let outcome = tokio::select! {
@@ -90,9 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         why = storage_stopped(&store) => Err(anyhow!("storage stopped, this node no longer votes: {why}")),
     };
-    health
-        .set_service_status(kv_server::SERVICE_NAME, ServingStatus::NotServing)
-        .await;
+    health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::NotServing).await;
     if outcome.is_ok() {
         node.drain(DRAIN_MAX).await;
     }
@@ -101,9 +87,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     outcome?;
     let closing = tokio::task::spawn_blocking(move || store.close());
     if !closing.await? {
-        return Err(anyhow!(
-            "storage stopped while draining; the next start begins another life"
-        ));
+        return Err(anyhow!("storage stopped while draining; the next start begins another life"));
     }
     directory.stopped_cleanly()?;
     tracing::info!("stopped");
@@ -122,13 +106,9 @@ fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let stop = node.stop.clone();
-    let kv = KvServer::new(KvService {
-        node: Arc::clone(&node),
-    })
-    .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
-    let admin = AdminServer::new(AdminService {
-        node: Arc::clone(&node),
-    });
+    let kv = KvServer::new(KvService { node: Arc::clone(&node) })
+        .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
+    let admin = AdminServer::new(AdminService { node: Arc::clone(&node) });
     let replica =
         ReplicaServer::new(ReplicaService { node }).max_decoding_message_size(MESSAGE_BYTES_MAX);
     // Without TCP_NODELAY a small request waits for the acknowledgement of the one before: 40 ms.
@@ -149,13 +129,8 @@ fn serve(
 
 async fn storage_stopped(store: &Store) -> String {
     let mut stopped = store.stopped();
-    let why = stopped
-        .wait_for(Option::is_some)
-        .await
-        .map(|why| why.clone());
-    why.ok()
-        .flatten()
-        .unwrap_or_else(|| "its writer ended".into())
+    let why = stopped.wait_for(Option::is_some).await.map(|why| why.clone());
+    why.ok().flatten().unwrap_or_else(|| "its writer ended".into())
 }
 
 /// Returns, with the reason, when a signal or the end of standard input says so.

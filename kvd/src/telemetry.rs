@@ -83,32 +83,18 @@ impl Events {
             Level::Critical | Level::Degraded => tracing::warn!("{text}"),
             Level::Ok | Level::Unspecified => tracing::info!("{text}"),
         }
-        let mut kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let seq = kept.back().map_or(1, |last| last.seq + 1);
         if kept.len() == EVENTS_MAX {
             kept.pop_front();
         }
-        kept.push_back(Event {
-            seq,
-            at_ms: clock::now_ms(),
-            level: level.into(),
-            text,
-        });
+        kept.push_back(Event { seq, at_ms: clock::now_ms(), level: level.into(), text });
     }
 
     /// Those after `seq`, oldest first.
     pub fn since(&self, seq: u64) -> Vec<Event> {
-        let kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        kept.iter()
-            .filter(|event| event.seq > seq)
-            .cloned()
-            .collect()
+        let kept = self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        kept.iter().filter(|event| event.seq > seq).cloned().collect()
     }
 }
 
@@ -127,9 +113,7 @@ pub enum LogFormat {
 pub fn start_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| format!("{filter:?} is not a log filter: {error}"))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => logs.with_target(false).with_ansi(false).try_init(),
         LogFormat::Json => logs.json().try_init(),

@@ -12,19 +12,12 @@ fn kvd(args: &[&str]) -> Command {
 }
 
 fn fails(args: &[&str], code: i32, expected: &[&str]) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = kvd(args).output().expect("kvd starts");
+    let Output { status, stdout, stderr } = kvd(args).output().expect("kvd starts");
     let stderr = String::from_utf8_lossy(&stderr);
     assert_eq!(status.code(), Some(code), "{args:?}: {stderr}");
     assert!(stdout.is_empty());
     for part in expected {
-        assert!(
-            stderr.contains(part),
-            "{args:?}: {part:?} is not in: {stderr}"
-        );
+        assert!(stderr.contains(part), "{args:?}: {part:?} is not in: {stderr}");
     }
     assert!(!stderr.contains("panicked"), "{stderr}");
 }
@@ -50,16 +43,8 @@ fn a_bad_config_names_file_line_and_key() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("kvd.toml");
     fs::write(&file, "data_dir = \"x\"\nlissten = \"127.0.0.1:1\"\n").unwrap();
-    fails(
-        &["--config", file.to_str().unwrap()],
-        2,
-        &["kvd.toml", "line 2", "lissten"],
-    );
-    fails(
-        &["--config", "/nowhere/kvd.toml"],
-        2,
-        &["/nowhere/kvd.toml", "cannot be read"],
-    );
+    fails(&["--config", file.to_str().unwrap()], 2, &["kvd.toml", "line 2", "lissten"]);
+    fails(&["--config", "/nowhere/kvd.toml"], 2, &["/nowhere/kvd.toml", "cannot be read"]);
 }
 
 #[test]
@@ -78,17 +63,9 @@ fn a_foreign_data_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("photo.jpg"), "holiday").unwrap();
     let (_held, address) = free_port();
-    let args = [
-        "--listen",
-        &address,
-        "--data-dir",
-        dir.path().to_str().unwrap(),
-    ];
+    let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];
     fails(&args, 1, &["is not a kvd data directory", "photo.jpg"]);
-    assert_eq!(
-        fs::read_to_string(dir.path().join("photo.jpg")).unwrap(),
-        "holiday"
-    );
+    assert_eq!(fs::read_to_string(dir.path().join("photo.jpg")).unwrap(), "holiday");
 }
 
 #[test]
@@ -97,12 +74,7 @@ fn a_locked_data_directory_is_refused() {
     let lock = fs::File::create(dir.path().join("LOCK")).unwrap();
     lock.lock().unwrap();
     let (_held, address) = free_port();
-    let args = [
-        "--listen",
-        &address,
-        "--data-dir",
-        dir.path().to_str().unwrap(),
-    ];
+    let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];
     fails(&args, 1, &["is locked", "another kvd"]);
 }
 
@@ -113,11 +85,6 @@ fn a_directory_that_lost_its_database_is_refused() {
                  incarnation = \"0000000000000000000000000000000b\"\nstarts = 4\nclean = true\nborn = true\n";
     fs::write(dir.path().join("identity.toml"), facts).unwrap();
     let (_held, address) = free_port();
-    let args = [
-        "--listen",
-        &address,
-        "--data-dir",
-        dir.path().to_str().unwrap(),
-    ];
+    let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];
     fails(&args, 1, &["lost its database"]);
 }

@@ -10,16 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const INTERVAL_MIN: Millis = 250;
 pub const INTERVAL_MAX: Millis = 60_000;
 
-const INTERVALS: [Millis; 8] = [
-    INTERVAL_MIN,
-    500,
-    1_000,
-    2_000,
-    5_000,
-    10_000,
-    30_000,
-    INTERVAL_MAX,
-];
+const INTERVALS: [Millis; 8] =
+    [INTERVAL_MIN, 500, 1_000, 2_000, 5_000, 10_000, 30_000, INTERVAL_MAX];
 
 /// The help scrolls no further than this.
 const HELP_SCROLL_MAX: u16 = 40;
@@ -115,10 +107,7 @@ impl App {
 
     /// The cluster on screen: the held picture, else the last one.
     pub fn cluster(&self) -> Option<&Cluster> {
-        self.held
-            .as_ref()
-            .map(|(cluster, _)| cluster)
-            .or(self.live.as_ref())
+        self.held.as_ref().map(|(cluster, _)| cluster).or(self.live.as_ref())
     }
 
     /// Since when the picture is held.
@@ -129,11 +118,7 @@ impl App {
     /// Time on screen: it stands still while the picture is held, and at the last sample when
     /// there are no more.
     pub fn shown_now(&self) -> Millis {
-        let last = self
-            .live
-            .as_ref()
-            .filter(|_| self.stale())
-            .map(|cluster| cluster.received_at);
+        let last = self.live.as_ref().filter(|_| self.stale()).map(|cluster| cluster.received_at);
         self.paused_since().or(last).unwrap_or(self.now)
     }
 
@@ -144,9 +129,7 @@ impl App {
 
     /// Age of the last sample.
     pub fn age(&self) -> Option<Millis> {
-        self.live
-            .as_ref()
-            .map(|cluster| self.now.saturating_sub(cluster.received_at))
+        self.live.as_ref().map(|cluster| self.now.saturating_sub(cluster.received_at))
     }
 
     /// Nodes in their order on screen.
@@ -156,10 +139,7 @@ impl App {
         };
         let by_uid: BTreeMap<&Uid, &Node> =
             cluster.nodes.iter().map(|node| (&node.uid, node)).collect();
-        self.order
-            .iter()
-            .filter_map(|uid| by_uid.get(uid).copied())
-            .collect()
+        self.order.iter().filter_map(|uid| by_uid.get(uid).copied()).collect()
     }
 
     /// Place of the selected node in [`Self::nodes`].
@@ -239,16 +219,8 @@ impl App {
 
     fn feed(&mut self, feed: Feed) {
         match feed {
-            Feed::Trying {
-                endpoint,
-                position,
-                total,
-            } => {
-                self.attempt = Some(Attempt {
-                    endpoint,
-                    position,
-                    total,
-                });
+            Feed::Trying { endpoint, position, total } => {
+                self.attempt = Some(Attempt { endpoint, position, total });
             }
             Feed::Failed { endpoint, why } => self.failure = Some((endpoint, why)),
             Feed::Exhausted => self.attempt = None,
@@ -268,20 +240,12 @@ impl App {
     /// Problems first, then by name. While a node is selected no row may jump under the operator's
     /// eyes: new nodes are added at the end.
     fn arrange(&mut self) {
-        let Some(cluster) = self
-            .held
-            .as_ref()
-            .map(|(cluster, _)| cluster)
-            .or(self.live.as_ref())
+        let Some(cluster) = self.held.as_ref().map(|(cluster, _)| cluster).or(self.live.as_ref())
         else {
             return;
         };
         let known: BTreeSet<&Uid> = cluster.nodes.iter().map(|node| &node.uid).collect();
-        if self
-            .selected
-            .as_ref()
-            .is_some_and(|uid| !known.contains(uid))
-        {
+        if self.selected.as_ref().is_some_and(|uid| !known.contains(uid)) {
             self.selected = None;
         }
         let mut sorted: Vec<&Node> = cluster.nodes.iter().collect();
@@ -296,7 +260,6 @@ impl App {
         }
         self.order.retain(|uid| known.contains(uid));
         let placed: BTreeSet<Uid> = self.order.iter().cloned().collect();
-        self.order
-            .extend(sorted.filter(|uid| !placed.contains(uid)));
+        self.order.extend(sorted.filter(|uid| !placed.contains(uid)));
     }
 }

@@ -35,13 +35,7 @@ pub struct Args {
     pub once: bool,
 
     /// Form of that frame
-    #[arg(
-        short,
-        long,
-        value_name = "FORM",
-        default_value = "text",
-        requires = "once"
-    )]
+    #[arg(short, long, value_name = "FORM", default_value = "text", requires = "once")]
     pub output: Output,
 
     /// Size of that frame [default: the terminal's, else 80x24]
@@ -101,10 +95,7 @@ impl Args {
             .unwrap_or_default()
             .to_lowercase();
         let utf8 = locale.contains("utf-8") || locale.contains("utf8");
-        Theme {
-            palette,
-            ascii: self.ascii || !utf8 || term == "linux",
-        }
+        Theme { palette, ascii: self.ascii || !utf8 || term == "linux" }
     }
 }
 
@@ -127,22 +118,12 @@ fn interval(text: &str) -> Result<Millis, String> {
 
 fn sampling(text: &str) -> Result<Duration, String> {
     let time = time(text)?;
-    if time <= Duration::from_secs(3_600) {
-        Ok(time)
-    } else {
-        Err("expected at most 1h".into())
-    }
+    if time <= Duration::from_secs(3_600) { Ok(time) } else { Err("expected at most 1h".into()) }
 }
 
 /// `2s`, `250ms`, `1.5s`, `1m`; a bare number is seconds.
 fn time(text: &str) -> Result<Duration, String> {
-    let units = [
-        ("ms", 0.001),
-        ("s", 1.0),
-        ("m", 60.0),
-        ("h", 3_600.0),
-        ("", 1.0),
-    ];
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3_600.0), ("", 1.0)];
     let parsed = units.iter().find_map(|(unit, seconds)| {
         let number = text.strip_suffix(unit)?.parse::<f64>().ok()?;
         Duration::try_from_secs_f64(number * seconds).ok()
@@ -167,10 +148,7 @@ mod tests {
     fn theme(args: &[&str], variables: &[(&str, &str)]) -> Theme {
         let args = Args::parse_from([&["kvtop"], args].concat());
         let find = |name: &str| {
-            variables
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, value)| (*value).to_owned())
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };
         args.theme(find)
     }
@@ -184,10 +162,7 @@ mod tests {
     #[test]
     fn colour_follows_the_flag_then_no_color_then_the_terminal() {
         let utf8 = ("LANG", "en_US.UTF-8");
-        assert_eq!(
-            theme(&[], &[utf8, ("NO_COLOR", "1")]).palette,
-            Palette::Mono
-        );
+        assert_eq!(theme(&[], &[utf8, ("NO_COLOR", "1")]).palette, Palette::Mono);
         assert_eq!(
             theme(&["--color", "always"], &[utf8, ("NO_COLOR", "1")]).palette,
             Palette::Ansi16
@@ -196,14 +171,8 @@ mod tests {
             theme(&["--color", "never"], &[("COLORTERM", "truecolor")]).palette,
             Palette::Mono
         );
-        assert_eq!(
-            theme(&[], &[("TERM", "xterm-256color")]).palette,
-            Palette::Indexed
-        );
-        assert_eq!(
-            theme(&[], &[("NO_COLOR", ""), ("COLORTERM", "24bit")]).palette,
-            Palette::Rgb
-        );
+        assert_eq!(theme(&[], &[("TERM", "xterm-256color")]).palette, Palette::Indexed);
+        assert_eq!(theme(&[], &[("NO_COLOR", ""), ("COLORTERM", "24bit")]).palette, Palette::Rgb);
     }
 
     #[test]

@@ -18,20 +18,13 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub enum Feed {
     /// Tries endpoint number `position` of `total`.
-    Trying {
-        endpoint: String,
-        position: usize,
-        total: usize,
-    },
+    Trying { endpoint: String, position: usize, total: usize },
     /// That did not work.
     Failed { endpoint: String, why: String },
     /// Nor did any other. It goes on after a pause.
     Exhausted,
     /// The cluster as a node sees it; `opened` with the first of a stream.
-    Sample {
-        view: Box<ClusterView>,
-        opened: bool,
-    },
+    Sample { view: Box<ClusterView>, opened: bool },
     /// The stream that gave samples ended.
     Lost { endpoint: String, why: String },
 }

@@ -52,10 +52,7 @@ pub fn start(endpoints: Vec<String>, interval: Millis) -> Handle {
         events: sender,
     };
     tokio::spawn(follower.run());
-    Handle {
-        events,
-        interval: pace,
-    }
+    Handle { events, interval: pace }
 }
 
 struct Follower {
@@ -88,11 +85,7 @@ impl Follower {
                 Some(found) => {
                     let endpoint = found.endpoint.clone();
                     let (samples, why) = self.follow(found).await;
-                    self.tell(Feed::Lost {
-                        endpoint: endpoint.clone(),
-                        why,
-                    })
-                    .await;
+                    self.tell(Feed::Lost { endpoint: endpoint.clone(), why }).await;
                     lost = Some(endpoint);
                     samples > 1
                 }
@@ -120,12 +113,7 @@ impl Follower {
         loop {
             match waiting.next() {
                 Some((position, endpoint)) => {
-                    self.tell(Feed::Trying {
-                        endpoint: endpoint.clone(),
-                        position,
-                        total,
-                    })
-                    .await;
+                    self.tell(Feed::Trying { endpoint: endpoint.clone(), position, total }).await;
                     racing.push(ask(endpoint));
                 }
                 None if racing.is_empty() => return stranger,
@@ -151,10 +139,8 @@ impl Follower {
         let mut samples = 1;
         loop {
             let interval = *self.interval.borrow_and_update();
-            let request = WatchClusterRequest {
-                interval_ms: interval as u32,
-                events_since: last_event,
-            };
+            let request =
+                WatchClusterRequest { interval_ms: interval as u32, events_since: last_event };
             let mut stream = match timeout(ANSWER_MAX, admin.watch_cluster(request)).await {
                 Ok(Ok(reply)) => reply.into_inner(),
                 Ok(Err(status)) => return (samples, status.message().to_owned()),
@@ -184,11 +170,7 @@ impl Follower {
     async fn take(&mut self, view: ClusterView, opened: bool) -> u64 {
         self.learn(&view);
         let last_event = view.events.iter().map(|event| event.seq).max().unwrap_or(0);
-        self.tell(Feed::Sample {
-            view: Box::new(view),
-            opened,
-        })
-        .await;
+        self.tell(Feed::Sample { view: Box::new(view), opened }).await;
         last_event
     }
 
@@ -202,10 +184,7 @@ impl Follower {
                 .filter(move |node| (node.state() == NodeState::Up) == wanted)
                 .map(|node| node.address.clone())
         };
-        self.learned = up(true)
-            .chain(up(false))
-            .filter(|address| !address.is_empty())
-            .collect();
+        self.learned = up(true).chain(up(false)).filter(|address| !address.is_empty()).collect();
     }
 
     fn is_ours(&self, view: &ClusterView) -> bool {
@@ -237,32 +216,16 @@ async fn ask(endpoint: String) -> Result<Found, (String, String)> {
     let client = match Client::connect(std::slice::from_ref(&endpoint), ANSWER_MAX).await {
         Ok(client) => client,
         Err(unreachable) => {
-            let why = unreachable
-                .tried
-                .into_iter()
-                .map(|(_, why)| why)
-                .next()
-                .unwrap_or_default();
+            let why = unreachable.tried.into_iter().map(|(_, why)| why).next().unwrap_or_default();
             return Err((endpoint, why));
         }
     };
     let mut admin = client.admin();
-    let asked = timeout(
-        ANSWER_MAX,
-        admin.get_cluster(GetClusterRequest { events_since: 0 }),
-    )
-    .await;
+    let asked = timeout(ANSWER_MAX, admin.get_cluster(GetClusterRequest { events_since: 0 })).await;
     match asked {
-        Ok(Ok(reply)) => Ok(Found {
-            endpoint,
-            client,
-            view: reply.into_inner(),
-        }),
+        Ok(Ok(reply)) => Ok(Found { endpoint, client, view: reply.into_inner() }),
         Ok(Err(status)) => Err((endpoint, status.message().to_owned())),
-        Err(_) => Err((
-            endpoint,
-            format!("did not answer within {} s", ANSWER_MAX.as_secs()),
-        )),
+        Err(_) => Err((endpoint, format!("did not answer within {} s", ANSWER_MAX.as_secs()))),
     }
 }
 
@@ -300,9 +263,6 @@ mod tests {
             ],
             ..Default::default()
         });
-        assert_eq!(
-            follower.endpoints(Some("a:1")),
-            ["c:1", "b:1", "seed:9", "a:1"]
-        );
+        assert_eq!(follower.endpoints(Some("a:1")), ["c:1", "b:1", "seed:9", "a:1"]);
     }
 }

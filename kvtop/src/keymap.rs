@@ -111,10 +111,7 @@ pub fn action(key: KeyEvent) -> Option<Action> {
     if key.modifiers.contains(KeyModifiers::CONTROL) {
         return (key.code == KeyCode::Char('c')).then_some(Action::Quit);
     }
-    BINDINGS
-        .iter()
-        .find(|binding| binding.codes.contains(&key.code))
-        .map(|binding| binding.action)
+    BINDINGS.iter().find(|binding| binding.codes.contains(&key.code)).map(|binding| binding.action)
 }
 
 #[cfg(test)]

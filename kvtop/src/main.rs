@@ -34,10 +34,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let theme = args.theme(|name| std::env::var(name).ok());
     let code = if args.once || !stdout().is_terminal() {
         runtime.block_on(print(args, theme))
@@ -72,9 +70,7 @@ async fn print(args: Args, theme: Theme) -> Result<u8> {
     if !args.once {
         eprintln!("kvtop: not a terminal, so this was one frame; see --once");
     }
-    let well = app
-        .cluster()
-        .is_some_and(|cluster| cluster.level() == kvtop::state::Level::Ok);
+    let well = app.cluster().is_some_and(|cluster| cluster.level() == kvtop::state::Level::Ok);
     Ok(if well && !app.stale() { 0 } else { EXIT_NOT_OK })
 }
 
@@ -149,9 +145,7 @@ fn terminal_size() -> Option<(u16, u16)> {
     if !stdout().is_terminal() {
         return None;
     }
-    crossterm::terminal::size()
-        .ok()
-        .filter(|(columns, rows)| *columns > 0 && *rows > 0)
+    crossterm::terminal::size().ok().filter(|(columns, rows)| *columns > 0 && *rows > 0)
 }
 
 /// Lets a test see that a panic leaves the terminal as it was. Not in a release.

@@ -133,8 +133,7 @@ pub fn json(app: &App) -> Value {
 }
 
 fn has_rates(app: &App) -> bool {
-    app.cluster()
-        .is_some_and(|cluster| cluster.totals().0.is_some())
+    app.cluster().is_some_and(|cluster| cluster.totals().0.is_some())
 }
 
 fn why(app: &App) -> String {
@@ -157,11 +156,7 @@ fn rows(buf: &Buffer) -> impl Iterator<Item = &[ratatui::buffer::Cell]> {
 
 /// Parameters of a select-graphic-rendition sequence, each with its `;` before it.
 fn codes(fg: Color, modifier: Modifier) -> String {
-    let modifiers = [
-        (Modifier::BOLD, ";1"),
-        (Modifier::DIM, ";2"),
-        (Modifier::REVERSED, ";7"),
-    ];
+    let modifiers = [(Modifier::BOLD, ";1"), (Modifier::DIM, ";2"), (Modifier::REVERSED, ";7")];
     let mut codes: String = modifiers
         .into_iter()
         .filter(|(m, _)| modifier.contains(*m))

@@ -126,8 +126,7 @@ impl Cluster {
                 Node::new(seen, load, &view)
             })
             .collect();
-        self.nodes
-            .sort_by(|a, b| by_name(&a.seen.name, &b.seen.name));
+        self.nodes.sort_by(|a, b| by_name(&a.seen.name, &b.seen.name));
         if now.saturating_sub(before) <= gap_max {
             self.history.push(point);
         }
@@ -137,35 +136,23 @@ impl Cluster {
 
     /// Unix milliseconds on the viewpoint's clock, as far as can be told.
     pub fn viewpoint_now(&self, now: Millis) -> Millis {
-        self.view
-            .observed_at_ms
-            .saturating_add(now.saturating_sub(self.received_at))
+        self.view.observed_at_ms.saturating_add(now.saturating_sub(self.received_at))
     }
 
     /// Level of the verdict.
     pub fn level(&self) -> Level {
-        self.view
-            .verdict
-            .as_ref()
-            .map_or(Level::Unknown, |verdict| Level::of(verdict.level()))
+        self.view.verdict.as_ref().map_or(Level::Unknown, |verdict| Level::of(verdict.level()))
     }
 
     /// Nodes that are up.
     pub fn up(&self) -> usize {
-        self.nodes
-            .iter()
-            .filter(|node| node.state() == NodeState::Up)
-            .count()
+        self.nodes.iter().filter(|node| node.state() == NodeState::Up).count()
     }
 
     /// Rates of all nodes that report together, and how many those are.
     pub fn totals(&self) -> (Option<Rates>, usize) {
-        let known: Vec<Rates> = self
-            .nodes
-            .iter()
-            .filter_map(|n| n.load.as_ref())
-            .map(|l| l.rates)
-            .collect();
+        let known: Vec<Rates> =
+            self.nodes.iter().filter_map(|n| n.load.as_ref()).map(|l| l.rates).collect();
         let sum = known.iter().copied().reduce(|a, b| a + b);
         (sum, known.len())
     }
@@ -186,8 +173,7 @@ impl Cluster {
             && observed_at.saturating_sub(seen.stats_at_ms) <= STATS_AGE_MAX;
         let stats = seen.stats.as_ref().filter(|_| fresh)?;
         let Some(track) = self.tracks.get_mut(&uid_of(seen)) else {
-            self.tracks
-                .insert(uid_of(seen), Track::new(stats, seen.stats_at_ms));
+            self.tracks.insert(uid_of(seen), Track::new(stats, seen.stats_at_ms));
             return None;
         };
         let news = track.report(stats, seen.stats_at_ms, gap_max);
@@ -225,20 +211,12 @@ impl Node {
             NodeState::Down => Level::Critical,
             NodeState::Unknown | NodeState::Unspecified => Level::Unknown,
         };
-        let ring = if self.ring_differs {
-            Level::Warn
-        } else {
-            Level::Ok
-        };
+        let ring = if self.ring_differs { Level::Warn } else { Level::Ok };
         let records = match &self.seen.stats {
             Some(stats) if stats.bad_records > 0 => Level::Warn,
             _ => Level::Ok,
         };
-        state
-            .max(ring)
-            .max(records)
-            .max(self.share_level())
-            .max(self.disk_level())
+        state.max(ring).max(records).max(self.share_level()).max(self.disk_level())
     }
 
     /// Its share relative to the fair one: -0.12 is 12% too little. `None` without a fair share.
@@ -250,8 +228,7 @@ impl Node {
     pub fn share_level(&self) -> Level {
         // Rounded as it is shown: a node that reads 10% is marked, one that reads 9% is not.
         let shown = |deviation: f64| (deviation.abs() * 100.0).round() / 100.0;
-        self.deviation()
-            .map_or(Level::Ok, |deviation| Level::above(shown(deviation), SHARE))
+        self.deviation().map_or(Level::Ok, |deviation| Level::above(shown(deviation), SHARE))
     }
 
     /// Part of its disk in use, as last reported.
@@ -262,8 +239,7 @@ impl Node {
     }
 
     pub fn disk_level(&self) -> Level {
-        self.disk_used()
-            .map_or(Level::Ok, |used| Level::above(used, DISK))
+        self.disk_used().map_or(Level::Ok, |used| Level::above(used, DISK))
     }
 }
 
@@ -282,9 +258,7 @@ impl Copies {
     fn of(view: &ClusterView) -> Option<Self> {
         let most = view.live_copies.iter().copied().max()?;
         let settings = default_keyspace(view).and_then(|view| view.keyspace.as_ref());
-        let n = settings
-            .map_or(usize::from(most), |keyspace| keyspace.n as usize)
-            .clamp(1, 255);
+        let n = settings.map_or(usize::from(most), |keyspace| keyspace.n as usize).clamp(1, 255);
         let quorum = settings.map_or(1, |keyspace| keyspace.r.max(keyspace.w) as usize);
         let mut count = vec![0; n + 1];
         for live in &view.live_copies {
@@ -310,9 +284,7 @@ impl Copies {
 }
 
 fn default_keyspace(view: &ClusterView) -> Option<&KeyspaceView> {
-    view.keyspaces
-        .iter()
-        .find(|view| view.keyspace.as_ref().is_some_and(|k| k.name == "default"))
+    view.keyspaces.iter().find(|view| view.keyspace.as_ref().is_some_and(|k| k.name == "default"))
 }
 
 fn uid_of(node: &NodeView) -> Uid {

@@ -49,8 +49,7 @@ impl Screen {
     /// Draws a frame, as one update.
     pub fn draw(&mut self, paint: impl FnOnce(Rect, &mut Buffer)) -> io::Result<()> {
         queue!(stdout(), BeginSynchronizedUpdate)?;
-        self.terminal
-            .draw(|frame| paint(frame.area(), frame.buffer_mut()))?;
+        self.terminal.draw(|frame| paint(frame.area(), frame.buffer_mut()))?;
         execute!(stdout(), EndSynchronizedUpdate)
     }
 }
@@ -83,10 +82,7 @@ mod tests {
         let mut out = Vec::new();
         leave(&mut out).unwrap();
         let out = String::from_utf8(out).unwrap();
-        assert!(
-            out.contains("\x1b[?1049l") && out.contains("\x1b[?25h"),
-            "{out:?}"
-        );
+        assert!(out.contains("\x1b[?1049l") && out.contains("\x1b[?25h"), "{out:?}");
     }
 
     #[test]

@@ -15,13 +15,7 @@ use unicode_width::UnicodeWidthStr;
 enum Step {
     Key(KeyEvent),
     Wait(u64),
-    Sample {
-        nodes: usize,
-        down: Vec<usize>,
-        second: u64,
-        opened: bool,
-        garble: u8,
-    },
+    Sample { nodes: usize, down: Vec<usize>, second: u64, opened: bool, garble: u8 },
     Lost,
     Trying(usize),
     Failed,
@@ -77,12 +71,7 @@ fn garbled(mut view: proto::v1::ClusterView, how: u8) -> proto::v1::ClusterView 
         node.uid = Vec::new().into();
         node.latency_us = u64::MAX;
     }
-    for stats in view
-        .nodes
-        .iter_mut()
-        .filter_map(|node| node.stats.as_mut())
-        .filter(|_| bit(5))
-    {
+    for stats in view.nodes.iter_mut().filter_map(|node| node.stats.as_mut()).filter(|_| bit(5)) {
         stats.gets = u64::MAX;
         stats.keys = u64::MAX;
         stats.disk_total_bytes = 1;
@@ -107,44 +96,20 @@ fn apply(app: &mut App, step: Step) -> Effect {
             keymap::action(key).map_or(Effect::None, |action| app.update(Event::Key(action), now))
         }
         Step::Wait(millis) => app.update(Event::Tick, now + millis),
-        Step::Sample {
-            nodes,
-            down,
-            second,
-            opened,
-            garble,
-        } => {
+        Step::Sample { nodes, down, second, opened, garble } => {
             let view = Box::new(garbled(Scene::new(nodes, &down).view(second % 100), garble));
-            app.update(
-                Event::Feed(Feed::Sample { view, opened }),
-                now + second % 5_000,
-            )
+            app.update(Event::Feed(Feed::Sample { view, opened }), now + second % 5_000)
         }
         Step::Lost => app.update(
-            Event::Feed(Feed::Lost {
-                endpoint: "10.0.1.1:7400".into(),
-                why: "it ended".into(),
-            }),
+            Event::Feed(Feed::Lost { endpoint: "10.0.1.1:7400".into(), why: "it ended".into() }),
             now,
         ),
         Step::Trying(position) => {
             let endpoint = format!("10.0.1.{position}:7400");
-            app.update(
-                Event::Feed(Feed::Trying {
-                    endpoint,
-                    position,
-                    total: 12,
-                }),
-                now,
-            )
+            app.update(Event::Feed(Feed::Trying { endpoint, position, total: 12 }), now)
         }
-        Step::Failed => app.update(
-            Event::Feed(Feed::Failed {
-                endpoint: "x".into(),
-                why: "y".repeat(500),
-            }),
-            now,
-        ),
+        Step::Failed => app
+            .update(Event::Feed(Feed::Failed { endpoint: "x".into(), why: "y".repeat(500) }), now),
     }
 }
 

@@ -18,21 +18,11 @@ const DEAD: &str = "127.0.0.1:1";
 
 fn kvtop(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kvtop"));
-    let variables = [
-        "NO_COLOR",
-        "KVCTL_ENDPOINTS",
-        "COLORTERM",
-        "LC_ALL",
-        "LC_CTYPE",
-    ];
+    let variables = ["NO_COLOR", "KVCTL_ENDPOINTS", "COLORTERM", "LC_ALL", "LC_CTYPE"];
     variables.iter().for_each(|variable| {
         command.env_remove(variable);
     });
-    command
-        .args(args)
-        .env("LANG", "C.UTF-8")
-        .env("TERM", "xterm-256color")
-        .stdin(Stdio::null());
+    command.args(args).env("LANG", "C.UTF-8").env("TERM", "xterm-256color").stdin(Stdio::null());
     command
 }
 
@@ -42,11 +32,7 @@ fn run(args: &[&str]) -> (Option<i32>, String, String) {
 
 fn told(output: Output) -> (Option<i32>, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
-    (
-        output.status.code(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
@@ -66,10 +52,7 @@ fn help_and_version_go_to_stdout() {
         assert!(out.contains(flag), "{flag}");
     }
     let (code, out, _) = run(&["--version"]);
-    assert_eq!(
-        (code, out.as_str()),
-        (Some(0), concat!("kvtop ", env!("CARGO_PKG_VERSION"), "\n"))
-    );
+    assert_eq!((code, out.as_str()), (Some(0), concat!("kvtop ", env!("CARGO_PKG_VERSION"), "\n")));
 }
 
 #[test]
@@ -93,10 +76,7 @@ fn no_node_exits_6_at_once_and_leaves_stdout_alone() {
     for args in [&["--once"][..], &["--once", "-o", "json"], &[]] {
         let (code, out, err) = run(&[args, &["--endpoint", DEAD]].concat());
         assert_eq!((code, out.as_str()), (Some(6), ""), "{args:?}");
-        assert!(
-            err.starts_with("kvtop: no node reachable: 127.0.0.1:1 "),
-            "{err}"
-        );
+        assert!(err.starts_with("kvtop: no node reachable: 127.0.0.1:1 "), "{err}");
     }
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
@@ -104,35 +84,18 @@ fn no_node_exits_6_at_once_and_leaves_stdout_alone() {
 #[test]
 fn once_prints_a_frame_and_exits_by_the_verdict() {
     let (fakes, scene) = cluster(&[]);
-    let once = [
-        "--once",
-        "--endpoint",
-        &fakes[0].address,
-        "--interval",
-        "0.5s",
-    ];
+    let once = ["--once", "--endpoint", &fakes[0].address, "--interval", "0.5s"];
     let (code, out, err) = run(&once);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
-    assert!(
-        out.contains("· OK  all 3 nodes up") && !out.contains('\x1b'),
-        "{out}"
-    );
+    assert!(out.contains("· OK  all 3 nodes up") && !out.contains('\x1b'), "{out}");
     assert_eq!(out.lines().count(), 24);
-    assert!(
-        !out.contains("get       ?"),
-        "rates are known after two samples: {out}"
-    );
+    assert!(!out.contains("get       ?"), "rates are known after two samples: {out}");
 
     scene.send_modify(|scene| Arc::make_mut(scene).down = vec![2]);
     let (code, out, _) = run(&[&once[..], &["--size", "120x40", "-o", "ansi"]].concat());
     assert_eq!(code, Some(11));
-    assert!(
-        out.contains("▲ DEGRADED") && out.contains("\x1b[0;1;38;5;214m"),
-        "{out}"
-    );
-    let mono = kvtop(&[&once[..], &["-o", "ansi"]].concat())
-        .env("NO_COLOR", "1")
-        .output();
+    assert!(out.contains("▲ DEGRADED") && out.contains("\x1b[0;1;38;5;214m"), "{out}");
+    let mono = kvtop(&[&once[..], &["-o", "ansi"]].concat()).env("NO_COLOR", "1").output();
     let (_, out, _) = told(mono.expect("it runs"));
     assert!(!out.contains(";38;") && out.contains("\x1b[0;1m"), "{out}");
 
@@ -141,36 +104,16 @@ fn once_prints_a_frame_and_exits_by_the_verdict() {
     let facts: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(facts["verdict"]["level"], "DEGRADED");
     assert_eq!(facts["nodes"][0]["name"], "n2");
-    assert_eq!(
-        facts["nodes"][0]["gets_per_s"],
-        serde_json::Value::Null,
-        "unknown is not 0"
-    );
-    assert!(
-        facts["requests"]["gets_per_s"]
-            .as_f64()
-            .is_some_and(|rate| rate > 0.0),
-        "{facts}"
-    );
+    assert_eq!(facts["nodes"][0]["gets_per_s"], serde_json::Value::Null, "unknown is not 0");
+    assert!(facts["requests"]["gets_per_s"].as_f64().is_some_and(|rate| rate > 0.0), "{facts}");
 }
 
 #[test]
 fn a_reader_that_left_is_no_error() {
     let (fakes, _scene) = cluster(&[]);
-    let args = [
-        "--once",
-        "--endpoint",
-        &fakes[0].address,
-        "--for",
-        "0s",
-        "--interval",
-        "0.25s",
-    ];
-    let mut child = kvtop(&args)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it runs");
+    let args = ["--once", "--endpoint", &fakes[0].address, "--for", "0s", "--interval", "0.25s"];
+    let mut child =
+        kvtop(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
     drop(child.stdout.take());
     let (code, _, err) = told(child.wait_with_output().expect("it ends"));
     assert_eq!((code, err.as_str()), (Some(0), ""));
@@ -212,13 +155,8 @@ impl Session {
             .args(["-qec", &line, "/dev/null"])
             .env("LANG", "C.UTF-8")
             .env("TERM", "xterm-256color");
-        command
-            .env_remove("NO_COLOR")
-            .envs(variables.iter().copied());
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+        command.env_remove("NO_COLOR").envs(variables.iter().copied());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().expect("script, of util-linux");
         let keys = child.stdin.take().expect("piped");
         let mut out = child.stdout.take().expect("piped");
@@ -230,13 +168,7 @@ impl Session {
                 into.lock().expect("no panic").extend_from_slice(&part[..n]);
             }
         });
-        Self {
-            child,
-            keys,
-            settings,
-            written,
-            reader,
-        }
+        Self { child, keys, settings, written, reader }
     }
 
     fn written(&self) -> String {
@@ -258,10 +190,7 @@ impl Session {
     }
 
     fn types(mut self, keys: &str) -> Self {
-        self.keys
-            .write_all(keys.as_bytes())
-            .and_then(|()| self.keys.flush())
-            .expect("it listens");
+        self.keys.write_all(keys.as_bytes()).and_then(|()| self.keys.flush()).expect("it listens");
         self
     }
 
@@ -298,29 +227,18 @@ fn a_signal_ends_it_and_gives_the_terminal_back() {
         let launcher = format!("timeout --foreground --preserve-status -s {name} 1");
         let session = Session::start_as(&launcher, &format!("--endpoint {DEAD}"), &[]);
         let out = session.shows("connecting").ended();
-        assert!(
-            given_back(&out) && out.contains(&format!("exit {code}")),
-            "{name}: {out}"
-        );
+        assert!(given_back(&out) && out.contains(&format!("exit {code}")), "{name}: {out}");
     }
 }
 
 #[test]
 fn a_panic_gives_the_terminal_back() {
-    let session = Session::start_as(
-        "",
-        &format!("--endpoint {DEAD}"),
-        &[("KVTOP_TEST_PANIC", "1")],
-    );
+    let session =
+        Session::start_as("", &format!("--endpoint {DEAD}"), &[("KVTOP_TEST_PANIC", "1")]);
     let out = session.ended();
     assert!(given_back(&out) && out.contains("exit 101"), "{out}");
-    let (_, after) = out
-        .split_once("\x1b[?1049l")
-        .expect("left the alternate screen");
-    assert!(
-        after.contains("KVTOP_TEST_PANIC"),
-        "the message is readable: {out}"
-    );
+    let (_, after) = out.split_once("\x1b[?1049l").expect("left the alternate screen");
+    assert!(after.contains("KVTOP_TEST_PANIC"), "the message is readable: {out}");
 }
 
 /// True when a select-graphic-rendition sequence sets a colour.
@@ -329,9 +247,8 @@ fn coloured(out: &str) -> bool {
         let end = rest.find(|c: char| c.is_ascii_alphabetic())?;
         rest[end..].starts_with('m').then(|| &rest[..end])
     });
-    let mut parameters = sequences
-        .flat_map(|sequence| sequence.split(';'))
-        .filter_map(|p| p.parse::<u8>().ok());
+    let mut parameters =
+        sequences.flat_map(|sequence| sequence.split(';')).filter_map(|p| p.parse::<u8>().ok());
     parameters.any(|p| matches!(p, 30..=38 | 40..=48 | 90..=107))
 }
 
@@ -341,10 +258,7 @@ fn without_colour_the_selection_is_still_reversed() {
     let args = format!("--endpoint {}", fakes[0].address);
     let session = Session::start_as("", &args, &[("NO_COLOR", "1")]).shows("prod-eu");
     let out = session.types("j").shows("\x1b[7m>").types("q").ended();
-    assert!(
-        !out.contains("\x1b[m") && !out.contains("\x1b[;m"),
-        "a bare reset would erase it"
-    );
+    assert!(!out.contains("\x1b[m") && !out.contains("\x1b[;m"), "a bare reset would erase it");
     assert!(!coloured(&out), "{out:?}");
 }
 
@@ -353,21 +267,14 @@ fn without_colour_the_selection_is_still_reversed() {
 #[test]
 #[ignore = "serves for five minutes"]
 fn serve() {
-    let nodes = std::env::var("NODES")
-        .ok()
-        .and_then(|nodes| nodes.parse().ok())
-        .unwrap_or(3);
+    let nodes = std::env::var("NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(3);
     let (sender, scene) = watch::channel(Arc::new(Scene::new(nodes, &[])));
     let fakes: Vec<Fake> = (1..=nodes)
         .map(|node| Fake::start(&format!("127.0.0.1:{}", 7500 + node), node, scene.clone()))
         .collect();
     let addresses: Vec<String> = fakes.iter().map(|fake| fake.address.clone()).collect();
     for half_minute in 0..10 {
-        let down = if half_minute % 2 == 1 {
-            vec![2]
-        } else {
-            vec![]
-        };
+        let down = if half_minute % 2 == 1 { vec![2] } else { vec![] };
         sender.send_replace(Arc::new(Scene {
             addresses: addresses.clone(),
             ..Scene::new(nodes, &down)

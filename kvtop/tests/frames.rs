@@ -40,10 +40,7 @@ fn every_scene_at_every_size() {
 #[test]
 fn a_selected_node_the_help_and_ascii() {
     let mut app = followed(&Scene::new(12, &[7]), 75);
-    let ascii = Theme {
-        palette: Palette::Mono,
-        ascii: true,
-    };
+    let ascii = Theme { palette: Palette::Mono, ascii: true };
     let frame = text(&draw(&app, &ascii, 80, 24));
     assert!(frame.is_ascii());
     insta::assert_snapshot!("ascii-80x24", frame);
@@ -59,21 +56,11 @@ fn colour_adds_nothing() {
         for (width, height) in SIZES {
             let mono = draw(&app, &Theme::MONO, width, height);
             for palette in [Palette::Ansi16, Palette::Indexed, Palette::Rgb] {
-                let colour = draw(
-                    &app,
-                    &Theme {
-                        palette,
-                        ascii: false,
-                    },
-                    width,
-                    height,
-                );
+                let colour = draw(&app, &Theme { palette, ascii: false }, width, height);
                 assert_eq!(text(&colour), text(&mono), "{scene} {width}x{height}");
             }
             assert!(
-                mono.content
-                    .iter()
-                    .all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset),
+                mono.content.iter().all(|cell| cell.fg == Color::Reset && cell.bg == Color::Reset),
                 "mono sets no colour: {scene} {width}x{height}"
             );
         }
@@ -82,16 +69,9 @@ fn colour_adds_nothing() {
 
 #[test]
 fn a_healthy_cluster_has_no_colour_and_a_degraded_one_has() {
-    let theme = Theme {
-        palette: Palette::Rgb,
-        ascii: false,
-    };
+    let theme = Theme { palette: Palette::Rgb, ascii: false };
     let coloured = |app: &App| {
-        draw(app, &theme, 80, 24)
-            .content
-            .iter()
-            .filter(|cell| cell.fg != Color::Reset)
-            .count()
+        draw(app, &theme, 80, 24).content.iter().filter(|cell| cell.fg != Color::Reset).count()
     };
     assert_eq!(coloured(&followed(&Scene::new(3, &[]), 75)), 0);
     assert!(coloured(&followed(&Scene::new(3, &[2]), 75)) > 20);
@@ -106,10 +86,8 @@ fn the_selected_row_has_a_mark_and_is_reversed() {
             let name = app.nodes()[step].seen.name.clone();
             let buf = draw(&app, &Theme::MONO, width, height);
             let rows = buf.content.chunks(usize::from(width)).skip(1);
-            let mut selected = rows.filter(|row| {
-                row.iter()
-                    .any(|cell| cell.modifier.contains(Modifier::REVERSED))
-            });
+            let mut selected = rows
+                .filter(|row| row.iter().any(|cell| cell.modifier.contains(Modifier::REVERSED)));
             let row = selected.next().expect("a row is reversed");
             let row: String = row.iter().map(|cell| cell.symbol()).collect();
             assert!(
@@ -125,19 +103,10 @@ fn the_selected_row_has_a_mark_and_is_reversed() {
 fn the_selection_follows_the_node_and_rows_do_not_jump() {
     let mut app = followed(&Scene::new(12, &[]), 3);
     press(&mut app, &[Action::First, Action::Down]);
-    let order = |app: &App| {
-        app.nodes()
-            .iter()
-            .map(|node| node.seen.name.clone())
-            .collect::<Vec<_>>()
-    };
+    let order =
+        |app: &App| app.nodes().iter().map(|node| node.seen.name.clone()).collect::<Vec<_>>();
     let (before, selected) = (order(&app), app.selected.clone());
-    sample(
-        &mut app,
-        Scene::new(12, &[9]).view(4),
-        false,
-        fixture::START + 4_000,
-    );
+    sample(&mut app, Scene::new(12, &[9]).view(4), false, fixture::START + 4_000);
     assert_eq!(order(&app), before);
     assert_eq!(app.selected, selected);
     press(&mut app, &[Action::Release]);
@@ -149,30 +118,16 @@ fn a_held_picture_stands_still_and_rates_go_on_behind_it() {
     let scene = Scene::new(3, &[]);
     let mut app = followed(&scene, 10);
     press(&mut app, &[Action::Pause]);
-    let body = |app: &App| {
-        text(&draw(app, &Theme::MONO, 80, 24))
-            .split_once('\n')
-            .unwrap()
-            .1
-            .to_owned()
-    };
+    let body =
+        |app: &App| text(&draw(app, &Theme::MONO, 80, 24)).split_once('\n').unwrap().1.to_owned();
     let held = body(&app);
     for second in 11..30 {
-        sample(
-            &mut app,
-            scene.view(second),
-            false,
-            fixture::START + second * 1000,
-        );
+        sample(&mut app, scene.view(second), false, fixture::START + second * 1000);
     }
     assert_eq!(body(&app), held);
     press(&mut app, &[Action::Pause]);
     let rates = app.cluster().unwrap().totals().0.unwrap();
-    assert!(
-        (rates.gets - 366.0).abs() < 366.0,
-        "no jump after the pause: {}",
-        rates.gets
-    );
+    assert!((rates.gets - 366.0).abs() < 366.0, "no jump after the pause: {}", rates.gets);
     assert_eq!(app.cluster().unwrap().history.known(), 29);
 }
 
@@ -198,11 +153,7 @@ fn the_help_lists_every_key() {
     press(&mut app, &[Action::Help]);
     let help = text(&draw(&app, &Theme::MONO, 80, 30));
     for binding in &BINDINGS {
-        assert!(
-            help.contains(binding.keys) && help.contains(binding.does),
-            "{}",
-            binding.keys
-        );
+        assert!(help.contains(binding.keys) && help.contains(binding.does), "{}", binding.keys);
     }
 }
 
@@ -211,19 +162,14 @@ fn a_narrow_table_leaves_columns_out_and_cuts_no_number() {
     let app = followed(&Scene::new(12, &[7]), 20);
     let rows = |width: u16| {
         let frame = text(&draw(&app, &Theme::MONO, width, 40));
-        let rows = frame
-            .lines()
-            .filter(|line| line.contains(" · up ") || line.contains("✖ down"));
+        let rows = frame.lines().filter(|line| line.contains(" · up ") || line.contains("✖ down"));
         rows.map(|row| row.replace('│', " ")).collect::<Vec<_>>()
     };
     let widest = rows(200);
     for width in 50..200 {
         for (row, whole) in rows(width).iter().zip(&widest) {
             for word in row.split_whitespace() {
-                assert!(
-                    whole.split_whitespace().any(|w| w == word),
-                    "{width}: {word} of {row}"
-                );
+                assert!(whole.split_whitespace().any(|w| w == word), "{width}: {word} of {row}");
             }
         }
     }
@@ -243,9 +189,5 @@ fn a_thousand_nodes_are_no_burden() {
     let last = app.nodes()[999].seen.name.clone();
     assert!(frame.contains(&format!(">{last} ")), "{frame}");
     // Without optimisation, on a busy machine; optimised it is a few milliseconds.
-    assert!(
-        begun.elapsed() < std::time::Duration::from_secs(1),
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
 }

@@ -14,10 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn now() -> Millis {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .expect("after 1970")
-        .as_millis() as Millis
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as Millis
 }
 
 /// A dashboard with its feed, without a screen.
@@ -29,10 +26,7 @@ struct Session {
 impl Session {
     fn start(endpoint: &str, interval: Millis) -> Self {
         let endpoints = vec![endpoint.to_owned()];
-        Self {
-            app: App::new(&endpoints, interval, now()),
-            feed: feed::start(endpoints, interval),
-        }
+        Self { app: App::new(&endpoints, interval, now()), feed: feed::start(endpoints, interval) }
     }
 
     /// Goes on until `done`, for ten seconds at most.
@@ -43,9 +37,7 @@ impl Session {
                 self.app.update(event, now());
             }
         });
-        waited
-            .await
-            .unwrap_or_else(|_| panic!("not within 10 s: {what}; {:?}", self.app.link));
+        waited.await.unwrap_or_else(|_| panic!("not within 10 s: {what}; {:?}", self.app.link));
     }
 }
 
@@ -57,38 +49,23 @@ fn viewpoint(app: &App) -> &str {
 async fn it_goes_on_through_another_node_when_its_own_dies_and_survives_the_last() {
     let (mut fakes, scene) = cluster(&[]);
     let mut session = Session::start(&fakes[0].address, 250);
-    session
-        .until("rates", |app| {
-            app.cluster().is_some_and(|c| c.totals().0.is_some())
-        })
-        .await;
+    session.until("rates", |app| app.cluster().is_some_and(|c| c.totals().0.is_some())).await;
     assert_eq!(viewpoint(&session.app), "n1");
 
     drop(fakes.remove(0));
     scene.send_modify(|scene| Arc::make_mut(scene).down = vec![1]);
     session
-        .until("another viewpoint", |app| {
-            viewpoint(app) == "n2" || viewpoint(app) == "n3"
-        })
+        .until("another viewpoint", |app| viewpoint(app) == "n2" || viewpoint(app) == "n3")
         .await;
     let cluster = session.app.cluster().expect("a cluster");
-    assert!(
-        cluster
-            .log
-            .newest()
-            .any(|entry| entry.text.contains("before via n1"))
-    );
+    assert!(cluster.log.newest().any(|entry| entry.text.contains("before via n1")));
 
     drop(fakes);
-    session
-        .until("lost", |app| matches!(app.link, Link::Lost { .. }))
-        .await;
+    session.until("lost", |app| matches!(app.link, Link::Lost { .. })).await;
     assert!(session.app.cluster().is_some(), "the last picture stays");
     session
         .until("it tries them all", |app| {
-            app.attempt
-                .as_ref()
-                .is_some_and(|attempt| attempt.position == 3)
+            app.attempt.as_ref().is_some_and(|attempt| attempt.position == 3)
         })
         .await;
 }
@@ -97,35 +74,23 @@ async fn it_goes_on_through_another_node_when_its_own_dies_and_survives_the_last
 async fn the_interval_can_change_while_it_runs() {
     let (fakes, _scene) = cluster(&[]);
     let mut session = Session::start(&fakes[1].address, 60_000);
-    session
-        .until("a first sample before the first interval is over", |app| {
-            app.samples == 1
-        })
-        .await;
+    session.until("a first sample before the first interval is over", |app| app.samples == 1).await;
     while session.app.interval > 250 {
         match session.app.update(Event::Key(Action::Faster), now()) {
             Effect::Interval(interval) => session.feed.pace(interval),
             other => panic!("{other:?}"),
         }
     }
-    session
-        .until("samples at the new interval", |app| app.samples >= 4)
-        .await;
+    session.until("samples at the new interval", |app| app.samples >= 4).await;
 }
 
 #[tokio::test]
 async fn a_node_that_takes_connections_but_never_answers_is_passed_over() {
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let (fakes, _scene) = cluster(&[]);
-    let endpoints = vec![
-        frozen.local_addr().expect("bound").to_string(),
-        fakes[2].address.clone(),
-    ];
+    let endpoints = vec![frozen.local_addr().expect("bound").to_string(), fakes[2].address.clone()];
     let app = App::new(&endpoints, 1_000, now());
-    let mut session = Session {
-        app,
-        feed: feed::start(endpoints, 1_000),
-    };
+    let mut session = Session { app, feed: feed::start(endpoints, 1_000) };
     session.until("a sample", |app| app.samples > 0).await;
     assert_eq!(viewpoint(&session.app), "n3");
 }

@@ -40,19 +40,13 @@ impl Client {
         while let Some((position, outcome)) = racing.next().await {
             match outcome {
                 Ok(channel) => {
-                    return Ok(Self {
-                        channel,
-                        endpoint: endpoints[position].clone(),
-                    });
+                    return Ok(Self { channel, endpoint: endpoints[position].clone() });
                 }
                 Err(why) => failed.push((position, why)),
             }
         }
         failed.sort_unstable();
-        let tried = failed
-            .into_iter()
-            .map(|(at, why)| (endpoints[at].clone(), why))
-            .collect();
+        let tried = failed.into_iter().map(|(at, why)| (endpoints[at].clone(), why)).collect();
         Err(Unreachable { tried })
     }
 

@@ -39,10 +39,7 @@ pub fn status(detail: &ErrorDetail) -> Status {
     let packed = RpcStatus {
         code: code as i32,
         message: message.clone(),
-        details: vec![Any {
-            type_url: TYPE_URL.to_owned(),
-            value: detail.encode_to_vec().into(),
-        }],
+        details: vec![Any { type_url: TYPE_URL.to_owned(), value: detail.encode_to_vec().into() }],
     };
     Status::with_details(code, message, packed.encode_to_vec().into())
 }
@@ -50,10 +47,7 @@ pub fn status(detail: &ErrorDetail) -> Status {
 /// The detail inside a failed call's status, if kvd put one there.
 pub fn detail(status: &Status) -> Option<ErrorDetail> {
     let packed = RpcStatus::decode(status.details()).ok()?;
-    let any = packed
-        .details
-        .into_iter()
-        .find(|any| any.type_url == TYPE_URL)?;
+    let any = packed.details.into_iter().find(|any| any.type_url == TYPE_URL)?;
     ErrorDetail::decode(any.value).ok()
 }
 

@@ -55,12 +55,8 @@ pub fn dense(histogram: &Histogram) -> [u64; BUCKETS] {
 
 /// The sparse form on the wire.
 pub fn sparse(counts: &[u64; BUCKETS]) -> Histogram {
-    let (index, count) = counts
-        .iter()
-        .enumerate()
-        .filter(|(_, n)| **n > 0)
-        .map(|(i, n)| (i as u32, *n))
-        .unzip();
+    let (index, count) =
+        counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(i, n)| (i as u32, *n)).unzip();
     Histogram { index, count }
 }
 
@@ -73,10 +69,7 @@ mod tests {
         for micros in (0..5_000).chain((12..40).map(|shift| (1 << shift) + 3)) {
             let index = bucket(micros);
             assert!(lower_bound(index) <= micros, "{micros} in bucket {index}");
-            assert!(
-                index == BUCKETS - 1 || micros < lower_bound(index + 1),
-                "{micros}"
-            );
+            assert!(index == BUCKETS - 1 || micros < lower_bound(index + 1), "{micros}");
         }
     }
 

@@ -45,14 +45,8 @@ mod tests {
 
     #[test]
     fn a_token_is_what_md5sum_prints() {
-        assert_eq!(
-            Token::of(b"user:42").to_string(),
-            "56dadf1868c3ba340467c942a86c29de"
-        );
-        assert_eq!(
-            Token::of(b"").to_string(),
-            "d41d8cd98f00b204e9800998ecf8427e"
-        );
+        assert_eq!(Token::of(b"user:42").to_string(), "56dadf1868c3ba340467c942a86c29de");
+        assert_eq!(Token::of(b"").to_string(), "d41d8cd98f00b204e9800998ecf8427e");
     }
 
     #[test]
@@ -62,10 +56,7 @@ mod tests {
             let partition = token.partition(bits);
             let (first, last) = Token::range(partition, bits);
             assert!(first <= token && token <= last);
-            assert_eq!(
-                (first.partition(bits), last.partition(bits)),
-                (partition, partition)
-            );
+            assert_eq!((first.partition(bits), last.partition(bits)), (partition, partition));
         }
         assert_eq!(Token::range(255, 8).1, Token(u128::MAX));
     }

@@ -28,19 +28,11 @@ fn used(cluster: &Cluster) -> Used {
     for node in &cluster.nodes {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid())).unwrap();
         // After the command's name: field 14 and 15 are user and system time in ticks of 10 ms.
-        let fields: Vec<&str> = stat
-            .rsplit_once(')')
-            .unwrap()
-            .1
-            .split_whitespace()
-            .collect();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         sum.cpu_us += ticks * 10_000;
         let io = std::fs::read_to_string(format!("/proc/{}/io", node.pid())).unwrap();
-        let written = io
-            .lines()
-            .find_map(|line| line.strip_prefix("write_bytes: "))
-            .unwrap();
+        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
         sum.written_bytes += written.parse::<u64>().unwrap();
     }
     sum
@@ -70,24 +62,12 @@ impl Load {
                 Op::Put => {
                     let key = key(self.put_so_far.fetch_add(1, Ordering::Relaxed));
                     let value = value.clone().into();
-                    kv.put(PutRequest {
-                        key,
-                        value,
-                        ..Default::default()
-                    })
-                    .await
-                    .unwrap();
+                    kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
                 }
                 Op::Get => {
                     let i = self.got_so_far.fetch_add(7919, Ordering::Relaxed);
                     let key = key(i % self.put_so_far.load(Ordering::Relaxed));
-                    let got = kv
-                        .get(GetRequest {
-                            key,
-                            ..Default::default()
-                        })
-                        .await
-                        .unwrap();
+                    let got = kv.get(GetRequest { key, ..Default::default() }).await.unwrap();
                     assert_eq!(got.get_ref().siblings.len(), 1);
                 }
             }

@@ -22,11 +22,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(
-            Instant::now() < until,
-            "waited {} s in vain for {what}",
-            PATIENCE.as_secs()
-        );
+        assert!(Instant::now() < until, "waited {} s in vain for {what}", PATIENCE.as_secs());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -17,16 +17,9 @@ use std::time::Duration;
 /// If it is not built: `cargo test --workspace` builds them all.
 pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows where it is");
-    let beside = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests are in target/PROFILE/deps");
+    let beside = test.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
     let path = beside.join(name);
-    assert!(
-        path.exists(),
-        "{} is not built: run cargo test --workspace",
-        path.display()
-    );
+    assert!(path.exists(), "{} is not built: run cargo test --workspace", path.display());
     path
 }
 
@@ -62,9 +55,7 @@ impl Node {
                 if self.has_ended().is_some() {
                     return Some(false);
                 }
-                std::net::TcpStream::connect(&self.address)
-                    .is_ok()
-                    .then_some(true)
+                std::net::TcpStream::connect(&self.address).is_ok().then_some(true)
             });
             match up {
                 true => return,
@@ -78,11 +69,7 @@ impl Node {
     }
 
     fn spawn(&mut self) {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .expect("a log file");
+        let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = Command::new(binary("kvd"))
             .args(["--listen", &self.address, "--log", "kvd=debug,info"])
             .arg("--data-dir")
@@ -107,9 +94,7 @@ impl Node {
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
         let mut child = self.child.take().expect("it runs");
-        eventually(&format!("{} to stop", self.name), || {
-            child.try_wait().expect("it is our child")
-        })
+        eventually(&format!("{} to stop", self.name), || child.try_wait().expect("it is our child"))
     }
 
     /// Sends a signal.
@@ -152,11 +137,8 @@ impl Cluster {
     /// `count` nodes, made a cluster by `kvctl cluster init`.
     pub fn start(count: usize) -> Self {
         let cluster = Self::blank(count);
-        let members: Vec<String> = cluster
-            .nodes
-            .iter()
-            .map(|node| format!("{}={}", node.name, node.address))
-            .collect();
+        let members: Vec<String> =
+            cluster.nodes.iter().map(|node| format!("{}={}", node.name, node.address)).collect();
         let init = cluster.kvctl(&["cluster", "init", "--name", "test", "--yes"]);
         let done = run(init.args_of(&members));
         assert!(done.status.success(), "{}", text(&done.stderr));
@@ -166,18 +148,11 @@ impl Cluster {
     /// `count` nodes that have not been given a cluster.
     pub fn blank(count: usize) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let mut nodes: Vec<Node> = (1..=count)
-            .map(|i| Node::new(dir.path(), &format!("n{i}")))
-            .collect();
+        let mut nodes: Vec<Node> =
+            (1..=count).map(|i| Node::new(dir.path(), &format!("n{i}"))).collect();
         nodes.iter_mut().for_each(Node::start);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        Self {
-            nodes,
-            dir: Some(dir),
-            runtime: runtime.expect("a runtime"),
-        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Self { nodes, dir: Some(dir), runtime: runtime.expect("a runtime") }
     }
 
     /// The cluster's directory.
@@ -187,11 +162,7 @@ impl Cluster {
 
     /// `kvctl ARGS`, set to reach the cluster through n1, then the others.
     pub fn kvctl(&self, args: &[&str]) -> Kvctl {
-        let all: Vec<&str> = self
-            .nodes
-            .iter()
-            .map(|node| node.address.as_str())
-            .collect();
+        let all: Vec<&str> = self.nodes.iter().map(|node| node.address.as_str()).collect();
         Kvctl::new(self.dir(), &all.join(","), args)
     }
 
@@ -224,11 +195,8 @@ impl Cluster {
 
     /// Node `on`'s own copy of a key, asked through node `via`.
     pub fn copy(&self, via: usize, on: &str, key: &[u8]) -> ReadCopyReply {
-        let request = ReadCopyRequest {
-            node: on.into(),
-            keyspace: String::new(),
-            key: key.to_vec().into(),
-        };
+        let request =
+            ReadCopyRequest { node: on.into(), keyspace: String::new(), key: key.to_vec().into() };
         let client = self.client(via);
         self.block_on(async { client.admin().read_copy(request).await })
             .expect("a copy")
@@ -270,10 +238,7 @@ impl Kvctl {
             .env("KVCTL_ENDPOINTS", endpoints)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        Self {
-            command,
-            stdin: Vec::new(),
-        }
+        Self { command, stdin: Vec::new() }
     }
 
     /// More arguments.
@@ -308,12 +273,7 @@ pub fn run(kvctl: Kvctl) -> Output {
 /// If it fails.
 pub fn ok(kvctl: Kvctl) -> Vec<u8> {
     let output = run(kvctl);
-    assert!(
-        output.status.success(),
-        "{}: {}",
-        output.status,
-        text(&output.stderr)
-    );
+    assert!(output.status.success(), "{}: {}", output.status, text(&output.stderr));
     output.stdout
 }
 
@@ -328,8 +288,6 @@ pub fn free_address() -> String {
     eventually("a free port", || {
         let bytes = random_bytes(2);
         let port = 10_000 + u16::from_be_bytes([bytes[0], bytes[1]]) % 20_000;
-        TcpListener::bind(("127.0.0.1", port))
-            .is_ok()
-            .then(|| format!("127.0.0.1:{port}"))
+        TcpListener::bind(("127.0.0.1", port)).is_ok().then(|| format!("127.0.0.1:{port}"))
     })
 }

@@ -20,10 +20,7 @@ pub fn steps(markdown: &str) -> Vec<Step> {
             (true, "```") => inside = false,
             (true, line) => match line.strip_prefix("$ ") {
                 Some(command) => {
-                    steps.push(Step {
-                        command: command.to_owned(),
-                        expected: Vec::new(),
-                    });
+                    steps.push(Step { command: command.to_owned(), expected: Vec::new() });
                 }
                 None => {
                     if let Some(step) = steps.last_mut() {
@@ -55,12 +52,8 @@ fn line_matches(expected: &str, printed: &str) -> bool {
     match expected.split_once("[..]") {
         None => expected.trim_end() == printed,
         Some((start, rest)) => printed.strip_prefix(start).is_some_and(|printed| {
-            let ends = printed
-                .char_indices()
-                .map(|(at, _)| at)
-                .chain([printed.len()]);
-            ends.into_iter()
-                .any(|at| line_matches(rest, &printed[at..]))
+            let ends = printed.char_indices().map(|(at, _)| at).chain([printed.len()]);
+            ends.into_iter().any(|at| line_matches(rest, &printed[at..]))
         }),
     }
 }
@@ -74,13 +67,7 @@ mod tests {
         let text = "words\n```console\n$ one\nout\n$ two\n```\n```sh\n$ not\n```\n";
         let found = steps(text);
         assert_eq!(found.len(), 2);
-        assert_eq!(
-            found[0],
-            Step {
-                command: "one".into(),
-                expected: vec!["out".into()]
-            }
-        );
+        assert_eq!(found[0], Step { command: "one".into(), expected: vec!["out".into()] });
     }
 
     #[test]

@@ -38,10 +38,7 @@ fn make_tree(dir: &Path, files: usize) -> BTreeMap<String, Vec<u8>> {
 }
 
 fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[test]
@@ -63,23 +60,16 @@ fn a_tree_loaded_through_one_node_is_read_through_another_while_the_third_is_dea
 
     // Overwrite some while it is away, so that it comes back behind.
     for name in tree.keys().take(20) {
-        ok(cluster
-            .kvctl_via(2, &["put", name])
-            .stdin(b"changed while n2 was away"));
+        ok(cluster.kvctl_via(2, &["put", name]).stdin(b"changed while n2 was away"));
     }
     cluster.nodes[1].start();
     cluster.wait_until_up(2, &["n1", "n2", "n3"]);
     let client = cluster.client(2);
     for name in tree.keys() {
-        let request = GetRequest {
-            key: name.clone().into_bytes().into(),
-            r: Some(3),
-            ..Default::default()
-        };
-        let reply = cluster
-            .block_on(async { client.kv().get(request).await })
-            .unwrap()
-            .into_inner();
+        let request =
+            GetRequest { key: name.clone().into_bytes().into(), r: Some(3), ..Default::default() };
+        let reply =
+            cluster.block_on(async { client.kv().get(request).await }).unwrap().into_inner();
         assert_eq!(reply.siblings.len(), 1, "{name}");
     }
     for name in tree.keys().take(25) {
@@ -110,12 +100,7 @@ fn two_puts_with_one_context_are_two_siblings_on_every_node() {
     ok(cluster.kvctl_via(1, &["put", "cart", "two", "--context", &context_arg]));
     live(2);
     let get = run(cluster.kvctl_via(2, &["get", "cart"]));
-    assert_eq!(
-        (get.status.code(), get.stdout.len()),
-        (Some(4), 0),
-        "{}",
-        text(&get.stderr)
-    );
+    assert_eq!((get.status.code(), get.stdout.len()), (Some(4), 0), "{}", text(&get.stderr));
 
     // The joined context resolves both.
     let joined = ok(cluster.kvctl_via(
@@ -148,18 +133,9 @@ fn two_puts_with_one_context_are_two_siblings_on_every_node() {
     let json = ok(cluster.kvctl(&["get", "cart", "-o", "json"]));
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let both = "Ym90aA=="; // "both"
-    let sibling = json["siblings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|s| s["value_b64"] == both)
-        .unwrap();
-    ok(cluster.kvctl(&[
-        "delete",
-        "cart",
-        "--context",
-        sibling["context"].as_str().unwrap(),
-    ]));
+    let sibling =
+        json["siblings"].as_array().unwrap().iter().find(|s| s["value_b64"] == both).unwrap();
+    ok(cluster.kvctl(&["delete", "cart", "--context", sibling["context"].as_str().unwrap()]));
     live(1);
     assert_eq!(ok(cluster.kvctl_via(2, &["get", "cart"])), b"other");
 }
@@ -169,17 +145,8 @@ fn a_put_reply_covers_the_writers_own_value_and_no_strangers() {
     let cluster = Cluster::start(3);
     let mine = cluster.dir().join("mine");
     ok(cluster.kvctl_via(0, &["put", "k", "strangers", "--blind"]));
-    ok(cluster.kvctl_via(
-        0,
-        &[
-            "put",
-            "k",
-            "mine",
-            "--blind",
-            "--context-out",
-            mine.to_str().unwrap(),
-        ],
-    ));
+    ok(cluster
+        .kvctl_via(0, &["put", "k", "mine", "--blind", "--context-out", mine.to_str().unwrap()]));
     let again = format!("@{}", mine.display());
     ok(cluster.kvctl_via(1, &["put", "k", "mine again", "--context", &again]));
     let json = ok(cluster.kvctl_via(2, &["get", "k", "-o", "json"]));
@@ -191,10 +158,7 @@ fn a_put_reply_covers_the_writers_own_value_and_no_strangers() {
         .map(|s| s["value_b64"].as_str().unwrap())
         .collect();
     assert_eq!(values.len(), 2, "{values:?}");
-    assert!(
-        values.contains(&"c3RyYW5nZXJz") && values.contains(&"bWluZSBhZ2Fpbg=="),
-        "{values:?}"
-    );
+    assert!(values.contains(&"c3RyYW5nZXJz") && values.contains(&"bWluZSBhZ2Fpbg=="), "{values:?}");
 }
 
 #[test]
@@ -204,18 +168,12 @@ fn any_bytes_go_through_a_pipe_and_back() {
         let value = random_bytes(len);
         let key = format!("k{i}");
         ok(cluster.kvctl_via(i % 3, &["put", &key]).stdin(&value));
-        assert!(
-            ok(cluster.kvctl_via((i + 1) % 3, &["get", &key])) == value,
-            "{len} bytes"
-        );
+        assert!(ok(cluster.kvctl_via((i + 1) % 3, &["get", &key])) == value, "{len} bytes");
     }
     let missing = run(cluster.kvctl(&["get", "nothing"]));
     assert_eq!((missing.status.code(), missing.stdout.len()), (Some(3), 0));
     ok(cluster.kvctl(&["delete", "k1"]));
-    assert_eq!(
-        run(cluster.kvctl_via(2, &["get", "k1"])).status.code(),
-        Some(3)
-    );
+    assert_eq!(run(cluster.kvctl_via(2, &["get", "k1"])).status.code(), Some(3));
 }
 
 #[test]
@@ -225,10 +183,7 @@ fn with_two_of_three_dead_a_quorum_is_refused_in_words_and_in_time() {
     ok(cluster.kvctl(&["put", "-k", "strict", "k", "v"]));
     cluster.nodes[1].kill();
     cluster.nodes[2].kill();
-    for args in [
-        &["get", "-k", "strict", "k"][..],
-        &["put", "-k", "strict", "k", "w", "--blind"],
-    ] {
+    for args in [&["get", "-k", "strict", "k"][..], &["put", "-k", "strict", "k", "w", "--blind"]] {
         let started = Instant::now();
         let failed = run(cluster.kvctl_via(0, &[args, &["--timeout", "5s"]].concat()));
         let error = text(&failed.stderr);
@@ -238,11 +193,7 @@ fn with_two_of_three_dead_a_quorum_is_refused_in_words_and_in_time() {
             error.contains("QUORUM_UNMET") && error.contains("n2") && error.contains("n3"),
             "{error}"
         );
-        assert!(
-            started.elapsed() < Duration::from_secs(6),
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
     }
     // Once they are known to be down, a strict put is refused before anything is written.
     cluster.wait_until_up(0, &["n1"]);
@@ -253,14 +204,9 @@ fn with_two_of_three_dead_a_quorum_is_refused_in_words_and_in_time() {
         value: "w".into(),
         ..Default::default()
     };
-    let status = cluster
-        .block_on(async { client.kv().put(request).await })
-        .unwrap_err();
+    let status = cluster.block_on(async { client.kv().put(request).await }).unwrap_err();
     let error = detail(&status).unwrap();
-    assert_eq!(
-        (error.code(), error.outcome()),
-        (ErrorCode::QuorumUnmet, Outcome::NotApplied)
-    );
+    assert_eq!((error.code(), error.outcome()), (ErrorCode::QuorumUnmet, Outcome::NotApplied));
 
     cluster.nodes[1].start();
     cluster.wait_until_up(0, &["n1", "n2"]);
@@ -279,22 +225,10 @@ fn no_request_fails_while_one_of_three_is_killed_and_comes_back() {
             timeout_ms: 5_000,
             ..Default::default()
         };
-        let get = GetRequest {
-            key: key.clone().into(),
-            timeout_ms: 5_000,
-            ..Default::default()
-        };
+        let get = GetRequest { key: key.clone().into(), timeout_ms: 5_000, ..Default::default() };
         cluster.block_on(async {
-            client
-                .kv()
-                .put(put)
-                .await
-                .unwrap_or_else(|e| panic!("put {i}: {e}"));
-            let reply = client
-                .kv()
-                .get(get)
-                .await
-                .unwrap_or_else(|e| panic!("get {i}: {e}"));
+            client.kv().put(put).await.unwrap_or_else(|e| panic!("put {i}: {e}"));
+            let reply = client.kv().get(get).await.unwrap_or_else(|e| panic!("get {i}: {e}"));
             assert_eq!(reply.into_inner().siblings[0].value, key.as_bytes());
         });
         if i == 50 {
@@ -316,11 +250,7 @@ fn a_paused_node_costs_no_request() {
         let started = Instant::now();
         ok(cluster.kvctl_via(i % 2, &["put", &format!("k{i}"), "v"]));
         ok(cluster.kvctl_via((i + 1) % 2, &["get", &format!("k{i}")]));
-        assert!(
-            started.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            started.elapsed()
-        );
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     }
     cluster.wait_until_up(0, &["n1", "n2"]);
     cluster.nodes[2].signal(Signal::CONT);
@@ -365,10 +295,7 @@ fn a_node_that_is_not_a_replica_forwards_puts_and_coordinates_gets() {
     let keys: Vec<String> = (0..25).map(|i| format!("key {i}")).collect();
     for (i, key) in keys.iter().enumerate() {
         ok(cluster.kvctl_via(i % 5, &["put", key, &format!("v{i}")]));
-        assert_eq!(
-            ok(cluster.kvctl_via((i + 2) % 5, &["get", key])),
-            format!("v{i}").as_bytes()
-        );
+        assert_eq!(ok(cluster.kvctl_via((i + 2) % 5, &["get", key])), format!("v{i}").as_bytes());
     }
     // Copies are on the three nodes that locate names, and on no other.
     let located = ok(cluster.kvctl(&["locate", &keys[0], "-o", "json"]));
@@ -402,87 +329,39 @@ fn malformed_requests_get_a_typed_error_and_store_nothing() {
     let json = ok(cluster.kvctl(&["get", "source", "-o", "json"]));
     assert!(!json.is_empty());
     let client = cluster.client(0);
-    let of_source = GetRequest {
-        key: "source".into(),
-        ..Default::default()
-    };
-    let of_source = cluster
-        .block_on(async { client.kv().get(of_source).await })
-        .unwrap()
-        .into_inner();
-    let put = |key: Vec<u8>| PutRequest {
-        key: key.into(),
-        value: "v".into(),
-        ..Default::default()
-    };
+    let of_source = GetRequest { key: "source".into(), ..Default::default() };
+    let of_source =
+        cluster.block_on(async { client.kv().get(of_source).await }).unwrap().into_inner();
+    let put =
+        |key: Vec<u8>| PutRequest { key: key.into(), value: "v".into(), ..Default::default() };
     let cases = [
         (put(vec![]), ErrorCode::KeyInvalid),
         (put(vec![b'k'; 4097]), ErrorCode::KeyInvalid),
         (
-            PutRequest {
-                value: vec![0; (8 << 20) + 1].into(),
-                ..put(b"k".into())
-            },
+            PutRequest { value: vec![0; (8 << 20) + 1].into(), ..put(b"k".into()) },
             ErrorCode::ValueTooLarge,
         ),
+        (PutRequest { w: Some(4), ..put(b"k".into()) }, ErrorCode::QuorumInvalid),
+        (PutRequest { w: Some(0), ..put(b"k".into()) }, ErrorCode::QuorumInvalid),
+        (PutRequest { keyspace: "nowhere".into(), ..put(b"k".into()) }, ErrorCode::KeyspaceUnknown),
         (
-            PutRequest {
-                w: Some(4),
-                ..put(b"k".into())
-            },
-            ErrorCode::QuorumInvalid,
-        ),
-        (
-            PutRequest {
-                w: Some(0),
-                ..put(b"k".into())
-            },
-            ErrorCode::QuorumInvalid,
-        ),
-        (
-            PutRequest {
-                keyspace: "nowhere".into(),
-                ..put(b"k".into())
-            },
-            ErrorCode::KeyspaceUnknown,
-        ),
-        (
-            PutRequest {
-                context: of_source.context.clone(),
-                ..put(b"k".into())
-            },
+            PutRequest { context: of_source.context.clone(), ..put(b"k".into()) },
             ErrorCode::ContextMismatch,
         ),
         (
-            PutRequest {
-                context: random_bytes(60).into(),
-                ..put(b"k".into())
-            },
+            PutRequest { context: random_bytes(60).into(), ..put(b"k".into()) },
             ErrorCode::ContextInvalid,
         ),
-        (
-            PutRequest {
-                request_id: "short".into(),
-                ..put(b"k".into())
-            },
-            ErrorCode::ArgumentInvalid,
-        ),
+        (PutRequest { request_id: "short".into(), ..put(b"k".into()) }, ErrorCode::ArgumentInvalid),
     ];
     for (request, expected) in cases {
-        let status = cluster
-            .block_on(async { client.kv().put(request).await })
-            .unwrap_err();
+        let status = cluster.block_on(async { client.kv().put(request).await }).unwrap_err();
         let error = detail(&status).unwrap_or_else(|| panic!("{expected:?}: untyped {status}"));
         assert_eq!(error.code(), expected, "{error:?}");
         assert_eq!(error.outcome(), Outcome::NotApplied, "{error:?}");
     }
-    let scan = ScanRequest {
-        cursor: "x".into(),
-        ..Default::default()
-    };
-    let status = cluster
-        .block_on(async { client.kv().scan(scan).await })
-        .unwrap_err();
+    let scan = ScanRequest { cursor: "x".into(), ..Default::default() };
+    let status = cluster.block_on(async { client.kv().scan(scan).await }).unwrap_err();
     assert_eq!(detail(&status).unwrap().code(), ErrorCode::ArgumentInvalid);
 
     // Random bytes on the port: the connection is closed, the node stays.
@@ -492,18 +371,9 @@ fn malformed_requests_get_a_typed_error_and_store_nothing() {
         let _ = raw.write_all(&random_bytes(2000)); // it may close before all is sent
         let _ = raw.read(&mut [0; 100]);
     }
-    assert!(
-        cluster.nodes[0].has_ended().is_none(),
-        "{}",
-        cluster.nodes[0].log()
-    );
+    assert!(cluster.nodes[0].has_ended().is_none(), "{}", cluster.nodes[0].log());
     let keys = ok(cluster.kvctl(&["dump", "--hash"]));
-    assert_eq!(
-        text(&keys).lines().count(),
-        1,
-        "only what was put: {}",
-        text(&keys)
-    );
+    assert_eq!(text(&keys).lines().count(), 1, "only what was put: {}", text(&keys));
 }
 
 #[test]
@@ -556,20 +426,12 @@ fn a_blank_node_says_so_and_a_member_cannot_be_made_a_member_again() {
     let cluster = Cluster::blank(1);
     let get = run(cluster.kvctl(&["get", "k"]));
     assert_eq!(get.status.code(), Some(8), "{}", text(&get.stderr));
-    assert!(
-        text(&get.stderr).contains("kvctl cluster init"),
-        "{}",
-        text(&get.stderr)
-    );
+    assert!(text(&get.stderr).contains("kvctl cluster init"), "{}", text(&get.stderr));
 
     let other = Cluster::start(1);
-    let members = [
-        format!("a={}", cluster.nodes[0].address),
-        format!("b={}", other.nodes[0].address),
-    ];
-    let init = cluster
-        .kvctl(&["cluster", "init", "--name", "x", "--yes"])
-        .args_of(&members);
+    let members =
+        [format!("a={}", cluster.nodes[0].address), format!("b={}", other.nodes[0].address)];
+    let init = cluster.kvctl(&["cluster", "init", "--name", "x", "--yes"]).args_of(&members);
     let refused = run(init);
     assert_eq!(refused.status.code(), Some(4), "{}", text(&refused.stderr));
     // Nothing was changed: the blank one is blank still.
@@ -581,20 +443,12 @@ fn health_and_reflection_are_served() {
     let cluster = Cluster::start(1);
     let uri = format!("http://{}", cluster.nodes[0].address);
     cluster.block_on(async {
-        let channel = tonic::transport::Endpoint::from_shared(uri)
-            .unwrap()
-            .connect()
-            .await
-            .unwrap();
+        let channel =
+            tonic::transport::Endpoint::from_shared(uri).unwrap().connect().await.unwrap();
         let mut health = tonic_health::pb::health_client::HealthClient::new(channel.clone());
-        let request = tonic_health::pb::HealthCheckRequest {
-            service: "kvd.v1.Kv".into(),
-        };
+        let request = tonic_health::pb::HealthCheckRequest { service: "kvd.v1.Kv".into() };
         let reply = health.check(request).await.unwrap().into_inner();
-        assert_eq!(
-            reply.status(),
-            tonic_health::pb::health_check_response::ServingStatus::Serving
-        );
+        assert_eq!(reply.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
 
         use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
         use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
@@ -615,11 +469,7 @@ fn health_and_reflection_are_served() {
         else {
             panic!("no list")
         };
-        let names: Vec<String> = list
-            .service
-            .into_iter()
-            .map(|service| service.name)
-            .collect();
+        let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
         for name in ["kvd.v1.Kv", "kvd.v1.Admin", "kvd.v1.Replica"] {
             assert!(names.iter().any(|found| found == name), "{names:?}");
         }

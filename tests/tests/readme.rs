@@ -27,11 +27,7 @@ impl Dev {
             .unwrap();
         let mut dev = Self { child, log };
         eventually("kvd dev to say that the cluster is up", || {
-            assert!(
-                dev.child.try_wait().unwrap().is_none(),
-                "it ended: {}",
-                dev.log()
-            );
+            assert!(dev.child.try_wait().unwrap().is_none(), "it ended: {}", dev.log());
             dev.log().contains("Ctrl-C stops all nodes").then_some(())
         });
         dev
@@ -64,9 +60,7 @@ struct Restarted(PathBuf);
 
 impl Drop for Restarted {
     fn drop(&mut self) {
-        let pid = fs::read_to_string(&self.0)
-            .ok()
-            .and_then(|pid| pid.trim().parse().ok());
+        let pid = fs::read_to_string(&self.0).ok().and_then(|pid| pid.trim().parse().ok());
         if let Some(pid) = pid.and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM); // it may not have come so far
         }
@@ -105,9 +99,8 @@ fn every_command_of_the_tour_prints_what_the_readme_says() {
     let _dev = Dev::start(dir.path(), &["--nodes", "3", "--base-port", &port]);
     let _restarted = Restarted(dir.path().join(".kvd-dev/n2/LOCK"));
     // The tour speaks of the default ports, 7400 to 7402.
-    let here: Vec<String> = (0..3)
-        .map(|i| (port.parse::<u16>().unwrap() + i).to_string())
-        .collect();
+    let here: Vec<String> =
+        (0..3).map(|i| (port.parse::<u16>().unwrap() + i).to_string()).collect();
     for step in &steps {
         let mut command = step.command.clone();
         for (at, port) in here.iter().enumerate() {
@@ -141,16 +134,7 @@ fn every_command_of_the_tour_prints_what_the_readme_says() {
 fn a_dev_cluster_stops_on_ctrl_c_and_starts_again_with_its_data() {
     let dir = tempfile::tempdir().unwrap();
     let port = base_port();
-    let args = [
-        "--nodes",
-        "3",
-        "--dir",
-        "data",
-        "--base-port",
-        &port,
-        "--zones",
-        "3",
-    ];
+    let args = ["--nodes", "3", "--dir", "data", "--base-port", &port, "--zones", "3"];
     let mut dev = Dev::start(dir.path(), &args);
     assert_eq!(shell(dir.path(), &port, "kvctl put k v"), "");
     assert!(shell(dir.path(), &port, "kvctl nodes list").contains("z3"));

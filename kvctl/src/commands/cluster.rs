@@ -98,18 +98,11 @@ async fn confirm(
     }
     let mut question = format!("cluster {} of {} nodes\n", args.name, request.members.len());
     for member in &request.members {
-        let zone = if member.zone.is_empty() {
-            "default"
-        } else {
-            &member.zone
-        };
+        let zone = if member.zone.is_empty() { "default" } else { &member.zone };
         let (name, address, weight) = (&member.name, &member.address, member.weight.max(1));
         question += &format!("  {name}  {address}  zone {zone}  weight {weight}\n");
     }
-    let shown: String = question
-        .lines()
-        .map(|line| printable(line) + "\n")
-        .collect();
+    let shown: String = question.lines().map(|line| printable(line) + "\n").collect();
     let _ = write!(io::stderr(), "{shown}Make it? [y/N] ");
     // On a thread of its own, so that Ctrl-C is heard while nobody answers.
     let answer = tokio::task::spawn_blocking(|| {
@@ -124,10 +117,7 @@ async fn confirm(
 
 /// The same command for a shell, with the confirmation in it.
 fn command_line(args: impl Iterator<Item = String>) -> String {
-    let words = args
-        .skip(1)
-        .filter(|arg| arg != "--no-input")
-        .map(|arg| quoted(&arg));
+    let words = args.skip(1).filter(|arg| arg != "--no-input").map(|arg| quoted(&arg));
     let words: Vec<String> = ["kvctl".to_owned()].into_iter().chain(words).collect();
     words.join(" ") + " --yes"
 }
@@ -148,9 +138,7 @@ mod tests {
 
     fn requested(line: &str) -> Result<InitClusterRequest, Failure> {
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        let Command::Cluster(Cluster::Init(args)) = cli.command else {
-            panic!("not an init")
-        };
+        let Command::Cluster(Cluster::Init(args)) = cli.command else { panic!("not an init") };
         request(&args)
     }
 
@@ -160,15 +148,9 @@ mod tests {
             "kvctl cluster init --name p n1=a:1 n2=b n3=c:3 --zone x,y,z --weight 2 --w 3",
         );
         let asked = asked.unwrap();
-        let members: Vec<_> = asked
-            .members
-            .iter()
-            .map(|m| (m.address.as_str(), m.zone.as_str(), m.weight))
-            .collect();
-        assert_eq!(
-            members,
-            [("a:1", "x", 2), ("b:7400", "y", 2), ("c:3", "z", 2)]
-        );
+        let members: Vec<_> =
+            asked.members.iter().map(|m| (m.address.as_str(), m.zone.as_str(), m.weight)).collect();
+        assert_eq!(members, [("a:1", "x", 2), ("b:7400", "y", 2), ("c:3", "z", 2)]);
         let keyspace = asked.default_keyspace.unwrap();
         assert_eq!((keyspace.n, keyspace.r, keyspace.w), (3, 2, 3));
 

@@ -41,9 +41,7 @@ pub(crate) async fn run(
     loop {
         let page = dumper.page(connection, &cursor).await.map_err(|failure| {
             let keys = dumper.tally.keys;
-            failure.state(format!(
-                "{keys} keys were dumped before; the dump is not complete"
-            ))
+            failure.state(format!("{keys} keys were dumped before; the dump is not complete"))
         });
         let page = match page {
             Ok(page) => page,
@@ -112,10 +110,7 @@ impl Dumper<'_> {
                 )
                 .state("no file was written for it"));
             };
-            let below = item
-                .key
-                .strip_prefix(self.prefix.as_ref())
-                .unwrap_or(&item.key);
+            let below = item.key.strip_prefix(self.prefix.as_ref()).unwrap_or(&item.key);
             tree::write(folder, below, &only.value)?;
         }
         for sibling in &item.siblings {
@@ -137,12 +132,7 @@ impl Dumper<'_> {
 
     fn conclude(&self, progress: &Progress) -> Exit {
         let seconds = progress.finish().as_secs_f64();
-        let Tally {
-            keys,
-            bytes,
-            failed,
-            ..
-        } = self.tally;
+        let Tally { keys, bytes, failed, .. } = self.tally;
         let text = format!(
             "dumped {keys} keys, {} in {seconds:.1} s, {failed} failed",
             value::size(bytes)
@@ -150,19 +140,15 @@ impl Dumper<'_> {
         output::note(self.settings, &text);
         if self.incomplete {
             let missing: Vec<&str> = self.missing.iter().map(String::as_str).collect();
-            Failure::new(
-                Exit::Partial,
-                "INCOMPLETE",
-                "the dump may lack keys or values",
-            )
-            .why(format!(
-                "fewer than R replicas answered for a part of it; missing: {}",
-                missing.join(", ")
-            ))
-            .state("what was dumped is sound")
-            .advice("kvctl status, and the same command when those nodes are back")
-            .field("missing", missing.into())
-            .report(self.settings.shape());
+            Failure::new(Exit::Partial, "INCOMPLETE", "the dump may lack keys or values")
+                .why(format!(
+                    "fewer than R replicas answered for a part of it; missing: {}",
+                    missing.join(", ")
+                ))
+                .state("what was dumped is sound")
+                .advice("kvctl status, and the same command when those nodes are back")
+                .field("missing", missing.into())
+                .report(self.settings.shape());
         }
         if self.incomplete || failed > 0 {
             return Exit::Partial;

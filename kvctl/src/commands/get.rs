@@ -49,10 +49,7 @@ pub(crate) struct Dot {
 
 impl Dot {
     pub(crate) fn of(dot: proto::v1::Dot) -> Self {
-        Self {
-            actor: format!("{:016x}", dot.actor),
-            counter: dot.counter.to_string(),
-        }
+        Self { actor: format!("{:016x}", dot.actor), counter: dot.counter.to_string() }
     }
 }
 
@@ -110,10 +107,7 @@ pub(crate) async fn fetch(
 /// The failure of a key with several values, listing them.
 pub(crate) fn several(key: &[u8], siblings: &[Sibling], advice: &str) -> Failure {
     let shown = key::show(key);
-    let sizes: Vec<String> = siblings
-        .iter()
-        .map(|s| value::size(s.value.len() as u64))
-        .collect();
+    let sizes: Vec<String> = siblings.iter().map(|s| value::size(s.value.len() as u64)).collect();
     let width = sizes.iter().map(String::len).max().unwrap_or(0);
     let line = |(number, (sibling, size)): (usize, (&Sibling, &String))| {
         format!(
@@ -144,11 +138,7 @@ pub(crate) fn several(key: &[u8], siblings: &[Sibling], advice: &str) -> Failure
 
 /// The failure of a key without a value.
 pub(crate) fn not_found(settings: &Settings, key: &[u8]) -> Failure {
-    let what = format!(
-        "{} has no value in keyspace {}",
-        key::show(key),
-        settings.keyspace
-    );
+    let what = format!("{} has no value in keyspace {}", key::show(key), settings.keyspace);
     Failure::new(Exit::NotFound, "NOT_FOUND", what).field("key_b64", value::base64(key).into())
 }
 
@@ -170,9 +160,7 @@ fn check(settings: &Settings, args: &Get, keys: usize) -> Result<(), Failure> {
     }
     let all = args.sibling == Some(SiblingChoice::All);
     if all && args.out_dir.is_none() && (!json || args.out.is_some()) {
-        return Err(Failure::usage(
-            "--sibling all needs --out-dir DIR or -o json",
-        ));
+        return Err(Failure::usage("--sibling all needs --out-dir DIR or -o json"));
     }
     Ok(())
 }
@@ -194,12 +182,7 @@ async fn one(
         write_context(args.context_out.as_deref(), &reply.context)?;
         return Err(not_found(settings, key));
     }
-    let chosen = choose(
-        key,
-        &reply.siblings,
-        args.sibling,
-        print_answer && !to_files,
-    )?;
+    let chosen = choose(key, &reply.siblings, args.sibling, print_answer && !to_files)?;
     let seen = match chosen {
         // Only what was shown may be replaced by whoever uses the context.
         [only] if reply.siblings.len() > 1 => &only.context,
@@ -246,10 +229,7 @@ fn choose<'a>(
         Some(SiblingChoice::All) => Ok(siblings),
         Some(SiblingChoice::Number(at)) => pick(at),
         Some(SiblingChoice::Newest) => {
-            let newest = siblings
-                .iter()
-                .enumerate()
-                .max_by_key(|(_, s)| s.written_at_ms);
+            let newest = siblings.iter().enumerate().max_by_key(|(_, s)| s.written_at_ms);
             pick(newest.map_or(0, |(at, _)| at))
         }
         None if siblings.len() == 1 || complete => Ok(siblings),
@@ -337,14 +317,8 @@ mod tests {
         assert_eq!(chosen(None, true).unwrap().len(), 3);
         assert_eq!(chosen(Some(SiblingChoice::All), false).unwrap().len(), 3);
         assert_eq!(chosen(Some(SiblingChoice::Newest), false).unwrap(), ["b"]);
-        assert_eq!(
-            chosen(Some(SiblingChoice::Number(2)), false).unwrap(),
-            ["c"]
-        );
-        assert_eq!(
-            chosen(Some(SiblingChoice::Number(3)), false),
-            Err(Exit::NotFound)
-        );
+        assert_eq!(chosen(Some(SiblingChoice::Number(2)), false).unwrap(), ["c"]);
+        assert_eq!(chosen(Some(SiblingChoice::Number(3)), false), Err(Exit::NotFound));
         let one = &siblings()[..1];
         assert_eq!(choose(b"k", one, None, false).unwrap().len(), 1);
     }

@@ -81,13 +81,11 @@ pub(crate) async fn show(
     let Some(found) = view.keyspaces.iter().find(named) else {
         let known: Vec<&str> = view.keyspaces.iter().map(name_of).collect();
         let what = format!("there is no keyspace {name}");
-        return Err(
-            Failure::new(Exit::NotFound, "KEYSPACE_UNKNOWN", what).why(format!(
-                "cluster {} has: {}",
-                view.name,
-                known.join(", ")
-            )),
-        );
+        return Err(Failure::new(Exit::NotFound, "KEYSPACE_UNKNOWN", what).why(format!(
+            "cluster {} has: {}",
+            view.name,
+            known.join(", ")
+        )));
     };
     let answer = Answer {
         envelope: &Envelope::of_view("kvctl.keyspaces.show/v1", &view, KeyspaceJson::of(found)),
@@ -221,11 +219,7 @@ mod tests {
             (keyspace.n, keyspace.r, keyspace.w)
         };
         assert_eq!(quorum(Policy::default()), (3, 2, 2));
-        let five = Policy {
-            n: Some(5),
-            w: Some(5),
-            ..Policy::default()
-        };
+        let five = Policy { n: Some(5), w: Some(5), ..Policy::default() };
         assert_eq!(quorum(five), (5, 3, 5));
     }
 }

@@ -83,12 +83,8 @@ pub(crate) async fn run(
     args: Load,
 ) -> Result<Exit, Failure> {
     let (items, total) = source(&args).await?;
-    let loader = Loader {
-        settings,
-        connection,
-        args: &args,
-        budget: Semaphore::new(BUDGET_KIB as usize),
-    };
+    let loader =
+        Loader { settings, connection, args: &args, budget: Semaphore::new(BUDGET_KIB as usize) };
     let progress = Progress::new(settings, "load", total);
     loader.drain(items, progress).await
 }
@@ -100,9 +96,8 @@ impl Loader<'_> {
         mut progress: Progress,
     ) -> Result<Exit, Failure> {
         let parallel = usize::from(self.args.parallel);
-        let mut loading = items
-            .map_ok(|item| async { Ok(self.load(item).await) })
-            .try_buffer_unordered(parallel);
+        let mut loading =
+            items.map_ok(|item| async { Ok(self.load(item).await) }).try_buffer_unordered(parallel);
         let (mut tally, mut exits) = (Tally::default(), Vec::new());
         let mut unreachable = 0;
         let stopped = loop {
@@ -190,11 +185,7 @@ impl Loader<'_> {
             Values::File(file) => vec![read_file(&file).await?],
             Values::Bad(failure) => return Err(failure),
         };
-        let given = item
-            .context
-            .as_deref()
-            .map(context::from_text)
-            .transpose()?;
+        let given = item.context.as_deref().map(context::from_text).transpose()?;
         let line_context = given.filter(|_| self.args.on_conflict != OnConflict::Skip);
         let from_line = line_context.is_some();
         let mut seen = match line_context {
@@ -221,12 +212,7 @@ impl Loader<'_> {
     }
 
     async fn put(&self, key: &Bytes, value: Bytes, context: Bytes) -> Result<(), Failure> {
-        let write = Writing {
-            key,
-            value,
-            context,
-            explain: false,
-        };
+        let write = Writing { key, value, context, explain: false };
         send(self.settings, self.connection, write, &self.args.quorum).await?;
         Ok(())
     }
@@ -249,8 +235,7 @@ fn foreign(failure: &Failure) -> bool {
 async fn read_file(file: &TreeFile) -> Result<Bytes, Failure> {
     check_size(usize::try_from(file.length).unwrap_or(usize::MAX))?;
     let read = tokio::fs::read(&file.path).await;
-    read.map(Bytes::from)
-        .map_err(|error| Failure::file(&file.path, &error))
+    read.map(Bytes::from).map_err(|error| Failure::file(&file.path, &error))
 }
 
 /// A failed key as a line of JSON.
@@ -276,9 +261,7 @@ async fn source(args: &Load) -> Result<Source<'static>, Failure> {
         let prefix = key::prefix(args.prefix.clone());
         let files = tree::walk(folder)?;
         let total = files.iter().map(|file| file.length).sum();
-        let items = files
-            .into_iter()
-            .map(move |file| Ok(tree_item(&prefix, file)));
+        let items = files.into_iter().map(move |file| Ok(tree_item(&prefix, file)));
         return Ok((stream::iter(items).boxed(), Some(total)));
     }
     let path = args.file.clone().unwrap_or_else(|| PathBuf::from("-"));
@@ -303,24 +286,14 @@ fn tree_item(prefix: &Bytes, file: TreeFile) -> Item {
         Ok(key) => (key, Values::File(file)),
         Err(failure) => (name.into(), Values::Bad(failure)),
     };
-    Item {
-        key,
-        values,
-        context: None,
-        place,
-        source_bytes,
-    }
+    Item { key, values, context: None, place, source_bytes }
 }
 
 /// The keys of a JSONL source: lines of the same key and context that follow each other are one.
 fn items(
     reader: impl AsyncBufRead + Unpin + Send + 'static,
 ) -> impl futures_util::Stream<Item = Result<Item, Failure>> + Send {
-    let state = Lines {
-        reader,
-        number: 0,
-        ahead: None,
-    };
+    let state = Lines { reader, number: 0, ahead: None };
     stream::try_unfold(state, |mut lines| async move {
         let Some(mut item) = lines.next().await? else {
             return Ok(None);
@@ -398,9 +371,7 @@ fn parse(text: &[u8], number: u64) -> Item {
     let of = |plain: Option<String>, b64: Option<String>, name: &str| match (plain, b64) {
         (Some(plain), None) => Ok(plain.into_bytes()),
         (None, Some(b64)) => from_base64(&b64),
-        _ => Err(Failure::usage(format!(
-            "line {number}: one of {name} and {name}_b64 is needed"
-        ))),
+        _ => Err(Failure::usage(format!("line {number}: one of {name} and {name}_b64 is needed"))),
     };
     match of(line.key, line.key_b64, "key").and_then(key::check) {
         Ok(key) => item.key = key,
@@ -448,10 +419,7 @@ mod tests {
     async fn a_bad_line_spoils_only_itself() {
         let read = read("nonsense\n{\"key\":\"\",\"value\":\"x\"}\n{\"key\":\"a\"}\n{\"key\":\"a\",\"value\":\"1\"}\n").await;
         let bad = |item: &Item| matches!(item.values, Values::Bad(_));
-        assert_eq!(
-            read.iter().map(bad).collect::<Vec<_>>(),
-            [true, true, true, false]
-        );
+        assert_eq!(read.iter().map(bad).collect::<Vec<_>>(), [true, true, true, false]);
         assert!(matches!(read[3].place, Place::Line(4)));
     }
 }

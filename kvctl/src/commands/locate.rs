@@ -43,10 +43,7 @@ pub(crate) async fn run(
     let doing = format!("locate {}", key::show(&key));
     let reply = connection
         .call(&doing, Kind::Read, |client, budget| {
-            let request = LocateRequest {
-                keyspace: settings.keyspace.clone(),
-                key: key.clone(),
-            };
+            let request = LocateRequest { keyspace: settings.keyspace.clone(), key: key.clone() };
             async move { client.admin().locate(timed(request, budget)).await }
         })
         .await?;
@@ -75,9 +72,7 @@ pub(crate) async fn run(
 /// The digits that tell one partition from the next.
 fn short(token: &[u8]) -> String {
     let digits = hex(token);
-    digits
-        .get(..8)
-        .map_or(digits.clone(), |first| format!("{first}…"))
+    digits.get(..8).map_or(digits.clone(), |first| format!("{first}…"))
 }
 
 fn table(settings: &Settings, reply: &LocateReply) -> Table {

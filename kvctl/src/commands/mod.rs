@@ -57,11 +57,9 @@ async fn dispatch(
         Command::Keyspaces(Keyspaces::Show { name }) => {
             keyspaces::show(settings, connection, &name).await
         }
-        Command::Keyspaces(Keyspaces::Create {
-            name,
-            policy,
-            value_bytes_max,
-        }) => keyspaces::create(settings, connection, name, policy, value_bytes_max).await,
+        Command::Keyspaces(Keyspaces::Create { name, policy, value_bytes_max }) => {
+            keyspaces::create(settings, connection, name, policy, value_bytes_max).await
+        }
         Command::Cluster(Cluster::Init(args)) => cluster::init(settings, args).await,
         Command::Completions { shell } => completions::run(shell),
         Command::Version => version::run(settings, connection).await,

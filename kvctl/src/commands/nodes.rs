@@ -131,11 +131,7 @@ pub(crate) fn table(settings: &Settings, now_ms: u64, nodes: &[NodeView]) -> Tab
             known(stats.map(|stats| stats.gets.to_string())),
             known(stats.map(|stats| (stats.puts + stats.deletes).to_string())),
             known(stats.map(|stats| stats.keys.to_string())),
-            known(
-                stats
-                    .and_then(disk_used)
-                    .map(|used| format!("{:.0}%", used * 100.0)),
-            ),
+            known(stats.and_then(disk_used).map(|used| format!("{:.0}%", used * 100.0))),
             node.address.clone().into(),
             known(lasting(now_ms, node.since_ms)),
             p99(|stats| &stats.get_latency),
@@ -198,12 +194,11 @@ fn deviation(share: f64, fair: f64) -> Option<f64> {
 
 fn unknown(view: &ClusterView, name: &str) -> Failure {
     let names: Vec<&str> = view.nodes.iter().map(|node| node.name.as_str()).collect();
-    Failure::new(
-        Exit::NotFound,
-        "NODE_UNKNOWN",
-        format!("there is no node {name}"),
-    )
-    .why(format!("cluster {} has: {}", view.name, names.join(", ")))
+    Failure::new(Exit::NotFound, "NODE_UNKNOWN", format!("there is no node {name}")).why(format!(
+        "cluster {} has: {}",
+        view.name,
+        names.join(", ")
+    ))
 }
 
 fn state_of(filter: NodeStateFilter) -> NodeState {
@@ -245,32 +240,18 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
     field("why", or_dash(&node.why).into());
     field("share", percent(node.share_ratio).into());
     field("fair", percent(node.fair_ratio).into());
-    field(
-        "dev",
-        deviation_cell(settings, node.share_ratio, node.fair_ratio),
-    );
+    field("dev", deviation_cell(settings, node.share_ratio, node.fair_ratio));
     field("copies", node.copies.to_string().into());
-    let ring = node
-        .layout
-        .as_ref()
-        .map(|layout| format!("{} ({})", layout.depth, hex(&layout.id)));
+    let ring = node.layout.as_ref().map(|layout| format!("{} ({})", layout.depth, hex(&layout.id)));
     field("ring", ring.unwrap_or_else(|| "?".into()).into());
     let round_trip = (node.latency_us > 0).then_some(node.latency_us);
     field("round trip", millis(round_trip).into());
-    field(
-        "version",
-        some_text(&node.version)
-            .unwrap_or_else(|| "?".into())
-            .into(),
-    );
+    field("version", some_text(&node.version).unwrap_or_else(|| "?".into()).into());
     let Some(stats) = &node.stats else {
         field("stats", "? (never heard)".into());
         return table;
     };
-    let (get, put) = (
-        latency(stats.get_latency.as_ref()),
-        latency(stats.put_latency.as_ref()),
-    );
+    let (get, put) = (latency(stats.get_latency.as_ref()), latency(stats.put_latency.as_ref()));
     let disk = disk_used(stats).map_or_else(
         || "?".to_owned(),
         |used| {
@@ -287,24 +268,15 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
         ("puts", stats.puts.to_string()),
         ("deletes", stats.deletes.to_string()),
         ("failures", stats.failures.to_string()),
-        (
-            "get p50, p99",
-            format!("{}, {}", millis(get.p50_us), millis(get.p99_us)),
-        ),
-        (
-            "put p50, p99",
-            format!("{}, {}", millis(put.p50_us), millis(put.p99_us)),
-        ),
+        ("get p50, p99", format!("{}, {}", millis(get.p50_us), millis(get.p99_us))),
+        ("put p50, p99", format!("{}, {}", millis(put.p50_us), millis(put.p99_us))),
         ("read repairs", stats.read_repairs.to_string()),
         ("siblings seen", stats.siblings_seen.to_string()),
         ("keys", stats.keys.to_string()),
         ("data", size(stats.data_bytes)),
         ("disk", disk),
         ("bad records", stats.bad_records.to_string()),
-        (
-            "heard at",
-            some_time(node.stats_at_ms).unwrap_or_else(|| "?".into()),
-        ),
+        ("heard at", some_time(node.stats_at_ms).unwrap_or_else(|| "?".into())),
     ] {
         field(name, value.into());
     }
@@ -335,10 +307,7 @@ fn disk_used(stats: &NodeStats) -> Option<f64> {
 fn latency(histogram: Option<&Histogram>) -> Latency {
     let counts = histogram.map(dense);
     let at = |q| counts.as_ref().and_then(|counts| quantile(counts, q));
-    Latency {
-        p50_us: at(0.50),
-        p99_us: at(0.99),
-    }
+    Latency { p50_us: at(0.50), p99_us: at(0.99) }
 }
 
 fn millis(us: Option<u64>) -> String {
@@ -398,10 +367,7 @@ mod tests {
     use crate::cli::Global;
 
     fn settings() -> Settings {
-        let flags = Global {
-            ascii: true,
-            ..Global::default()
-        };
+        let flags = Global { ascii: true, ..Global::default() };
         Settings::resolve(&flags, &|_| None).unwrap()
     }
 
@@ -420,10 +386,7 @@ mod tests {
     fn what_was_never_heard_is_a_question_mark_and_null() {
         let silent = node("n1", 0.5, NodeState::Unknown);
         let row = table(&settings(), 0, std::slice::from_ref(&silent)).tsv();
-        assert!(
-            row.contains("n1\ta\tunknown ?\t50.0%\t50.0%\t0%\t?\t?\t?\t?\t"),
-            "{row}"
-        );
+        assert!(row.contains("n1\ta\tunknown ?\t50.0%\t50.0%\t0%\t?\t?\t?\t?\t"), "{row}");
         let json = serde_json::to_value(Node::of(&silent)).unwrap();
         assert!(json["stats"].is_null() && json["round_trip_us"].is_null());
         assert_eq!(json["state"], "unknown");
@@ -438,10 +401,7 @@ mod tests {
         ];
         let mut sorted = |order| {
             sort(&mut nodes, order);
-            nodes
-                .iter()
-                .map(|node| node.name.clone())
-                .collect::<Vec<_>>()
+            nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>()
         };
         assert_eq!(sorted(NodeOrder::Share), ["n3", "n1", "n2"]);
         assert_eq!(sorted(NodeOrder::Dev), ["n2", "n3", "n1"]);

@@ -90,9 +90,7 @@ impl Progress {
     }
 
     fn line(&mut self, tally: &Tally) {
-        let percent = self
-            .total
-            .map_or(0, |total| tally.source_bytes * 100 / total);
+        let percent = self.total.map_or(0, |total| tally.source_bytes * 100 / total);
         let waited = self.last_line.elapsed();
         let further = percent >= self.last_percent + LINE_EVERY_PERCENT;
         if waited < LINE_AT_MOST_EVERY || (waited < LINE_EVERY && !further) {
@@ -143,12 +141,7 @@ mod tests {
 
     #[test]
     fn a_line_says_how_much_how_fast_and_how_long_yet() {
-        let tally = Tally {
-            keys: 512,
-            bytes: 1 << 20,
-            source_bytes: 1 << 20,
-            ..Tally::default()
-        };
+        let tally = Tally { keys: 512, bytes: 1 << 20, source_bytes: 1 << 20, ..Tally::default() };
         let text = line("load", &tally, Some(4 << 20), Duration::from_secs(1));
         assert_eq!(text, "load 512 keys 1.0 MiB 1.0 MiB/s 25% eta=3s failed=0");
         let text = line("dump", &tally, None, Duration::from_secs(2));

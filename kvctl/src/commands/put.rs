@@ -53,12 +53,7 @@ pub(crate) async fn run(
             current.context
         }
     };
-    let write = Writing {
-        key: &key,
-        value: bytes,
-        context,
-        explain: args.explain,
-    };
+    let write = Writing { key: &key, value: bytes, context, explain: args.explain };
     let reply = send(settings, connection, write, &args.quorum).await?;
     write_context(args.context_out.as_deref(), &reply.context)?;
     report(settings, "kvctl.put/v1", &key, reply)?;
@@ -106,16 +101,10 @@ pub(crate) async fn current(
     key: &Bytes,
 ) -> Result<Current, Failure> {
     match fetch(settings, connection, key, None, false).await {
-        Ok(reply) => Ok(Current {
-            reply,
-            by_quorum: true,
-        }),
+        Ok(reply) => Ok(Current { reply, by_quorum: true }),
         Err(failure) if failure.code() == "QUORUM_UNMET" => {
             let reply = fetch(settings, connection, key, Some(1), false).await?;
-            Ok(Current {
-                reply,
-                by_quorum: false,
-            })
+            Ok(Current { reply, by_quorum: false })
         }
         Err(failure) => Err(failure),
     }
@@ -207,9 +196,5 @@ fn take_key(args: &mut Put) -> Result<OneKey, Failure> {
     if encoded {
         args.value = args.key.take();
     }
-    Ok(OneKey {
-        key: args.key.take(),
-        key_b64: args.key_b64.take(),
-        key_hex: args.key_hex.take(),
-    })
+    Ok(OneKey { key: args.key.take(), key_b64: args.key_b64.take(), key_hex: args.key_hex.take() })
 }

@@ -35,11 +35,7 @@ impl Quorum {
     /// The quorum of a put or delete.
     pub(crate) fn of_write(quorum: v1::Quorum) -> Self {
         let needed = quorum.needed;
-        Self {
-            r: None,
-            w: Some(needed),
-            ..Self::of_get(quorum)
-        }
+        Self { r: None, w: Some(needed), ..Self::of_get(quorum) }
     }
 }
 
@@ -78,8 +74,7 @@ impl Replica {
     }
 
     fn latency(&self) -> String {
-        self.latency_us
-            .map_or_else(|| "-".to_owned(), |us| format!("{:.1}ms", us as f64 / 1e3))
+        self.latency_us.map_or_else(|| "-".to_owned(), |us| format!("{:.1}ms", us as f64 / 1e3))
     }
 }
 

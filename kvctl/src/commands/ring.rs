@@ -76,55 +76,32 @@ pub(crate) async fn show(settings: &Settings, connection: &Connection) -> Result
 fn ring(settings: &Settings, view: &ClusterView, layout: &LayoutView) -> Result<Ring, Failure> {
     let keyspace = keyspace(layout, &settings.keyspace)?;
     let damaged = || Failure::internal("the layout that came contradicts itself");
-    let table = layout
-        .tables
-        .iter()
-        .find(|table| table.n == keyspace.n)
-        .ok_or_else(damaged)?;
+    let table = layout.tables.iter().find(|table| table.n == keyspace.n).ok_or_else(damaged)?;
     let bits = layout.partition_bits;
-    let rows = 1_usize
-        .checked_shl(bits)
-        .filter(|_| (1..=20).contains(&bits))
-        .ok_or_else(damaged)?;
+    let rows =
+        1_usize.checked_shl(bits).filter(|_| (1..=20).contains(&bits)).ok_or_else(damaged)?;
     let sound = table.slots.len() == rows * keyspace.n as usize
         && keyspace.n > 0
-        && table
-            .slots
-            .iter()
-            .all(|slot| (*slot as usize) < layout.members.len());
+        && table.slots.iter().all(|slot| (*slot as usize) < layout.members.len());
     if !sound {
         return Err(damaged());
     }
     // Live copies and fair shares are served for the keyspace "default" only.
     let served = keyspace.n == default_n(view) || keyspace.name == "default";
-    let live = |partition: usize| {
-        served
-            .then(|| view.live_copies.get(partition).copied())
-            .flatten()
-    };
-    let partitions = table
-        .slots
-        .chunks(keyspace.n as usize)
-        .enumerate()
-        .map(|(at, slots)| {
-            let (first, last) = Token::range(at as u32, bits);
-            Partition {
-                partition: at as u32,
-                range_start: first.to_string(),
-                range_end: last.to_string(),
-                nodes: slots
-                    .iter()
-                    .map(|slot| layout.members[*slot as usize].name.clone())
-                    .collect(),
-                live: live(at),
-            }
-        });
+    let live =
+        |partition: usize| served.then(|| view.live_copies.get(partition).copied()).flatten();
+    let partitions = table.slots.chunks(keyspace.n as usize).enumerate().map(|(at, slots)| {
+        let (first, last) = Token::range(at as u32, bits);
+        Partition {
+            partition: at as u32,
+            range_start: first.to_string(),
+            range_end: last.to_string(),
+            nodes: slots.iter().map(|slot| layout.members[*slot as usize].name.clone()).collect(),
+            live: live(at),
+        }
+    });
     Ok(Ring {
-        layout: layout
-            .layout
-            .as_ref()
-            .map(|layout| hex(&layout.id))
-            .unwrap_or_default(),
+        layout: layout.layout.as_ref().map(|layout| hex(&layout.id)).unwrap_or_default(),
         parents: layout.parents.iter().map(|parent| hex(parent)).collect(),
         partition_bits: bits,
         keyspace: keyspace.name.clone(),
@@ -135,10 +112,7 @@ fn ring(settings: &Settings, view: &ClusterView, layout: &LayoutView) -> Result<
 }
 
 fn keyspace<'a>(layout: &'a LayoutView, name: &str) -> Result<&'a Keyspace, Failure> {
-    let found = layout
-        .keyspaces
-        .iter()
-        .find(|keyspace| keyspace.name == name);
+    let found = layout.keyspaces.iter().find(|keyspace| keyspace.name == name);
     found.ok_or_else(|| {
         let known: Vec<&str> = layout.keyspaces.iter().map(|k| k.name.as_str()).collect();
         let what = format!("there is no keyspace {name}");
@@ -148,10 +122,7 @@ fn keyspace<'a>(layout: &'a LayoutView, name: &str) -> Result<&'a Keyspace, Fail
 }
 
 fn default_n(view: &ClusterView) -> u32 {
-    let keyspaces = view
-        .keyspaces
-        .iter()
-        .filter_map(|view| view.keyspace.as_ref());
+    let keyspaces = view.keyspaces.iter().filter_map(|view| view.keyspace.as_ref());
     let mut default = keyspaces.filter(|keyspace| keyspace.name == "default");
     default.next().map_or(0, |keyspace| keyspace.n)
 }
@@ -190,11 +161,7 @@ fn heading(settings: &Settings, view: &ClusterView, ring: &Ring) -> String {
         ring.keyspace,
         ring.n,
     );
-    let live: Option<Vec<u8>> = ring
-        .partitions
-        .iter()
-        .map(|partition| partition.live)
-        .collect();
+    let live: Option<Vec<u8>> = ring.partitions.iter().map(|partition| partition.live).collect();
     let Some(live) = live else {
         return text + "live copies  ? (known for keyspace default only)\n";
     };
@@ -216,11 +183,7 @@ fn heading(settings: &Settings, view: &ClusterView, ring: &Ring) -> String {
 }
 
 fn signs(ascii: bool) -> [char; 4] {
-    if ascii {
-        ['.', 'o', '!', 'X']
-    } else {
-        ['·', 'o', '!', '✖']
-    }
+    if ascii { ['.', 'o', '!', 'X'] } else { ['·', 'o', '!', '✖'] }
 }
 
 /// A sign for each cell: of all N live, one missing, more missing, none live the worst that any of
@@ -234,15 +197,12 @@ fn strip(live: &[u8], n: u32, signs: [char; 4]) -> Vec<char> {
         (1, _) => signs[1],
         _ => signs[2],
     };
-    live.chunks(per_cell)
-        .map(|cell| sign(worst(cell)))
-        .collect()
+    live.chunks(per_cell).map(|cell| sign(worst(cell))).collect()
 }
 
 fn owner_table(settings: &Settings, view: &ClusterView, ring: &Ring) -> Table {
-    let mut table = Table::new(&[
-        "NODE", "ZONE", "WEIGHT", "STATE", "COPIES", "FIRST", "SHARE", "FAIR", "DEV",
-    ]);
+    let mut table =
+        Table::new(&["NODE", "ZONE", "WEIGHT", "STATE", "COPIES", "FIRST", "SHARE", "FAIR", "DEV"]);
     for owner in &ring.nodes {
         let seen = view.nodes.iter().find(|node| node.name == owner.node);
         let dash = || "-".to_owned();
@@ -255,11 +215,7 @@ fn owner_table(settings: &Settings, view: &ClusterView, ring: &Ring) -> Table {
             owner.first.to_string().into(),
             percent(owner.share_ratio).into(),
             owner.fair_ratio.map_or_else(dash, percent).into(),
-            deviation_cell(
-                settings,
-                owner.share_ratio,
-                owner.fair_ratio.unwrap_or_default(),
-            ),
+            deviation_cell(settings, owner.share_ratio, owner.fair_ratio.unwrap_or_default()),
         ]);
     }
     table
@@ -268,9 +224,7 @@ fn owner_table(settings: &Settings, view: &ClusterView, ring: &Ring) -> Table {
 fn partition_table(ring: &Ring) -> Table {
     let mut table = Table::new(&["PARTITION", "RANGE START", "RANGE END", "LIVE", "NODES"]);
     for partition in &ring.partitions {
-        let live = partition
-            .live
-            .map_or_else(|| "?".to_owned(), |live| live.to_string());
+        let live = partition.live.map_or_else(|| "?".to_owned(), |live| live.to_string());
         table.row(vec![
             partition.partition.to_string().into(),
             partition.range_start.clone().into(),
@@ -300,23 +254,13 @@ mod tests {
     }
 
     fn layout() -> LayoutView {
-        let member = |name: &str| Member {
-            name: name.into(),
-            ..Default::default()
-        };
+        let member = |name: &str| Member { name: name.into(), ..Default::default() };
         LayoutView {
             layout: Some(LayoutRef::default()),
             partition_bits: 1,
             members: vec![member("n1"), member("n2"), member("n3")],
-            keyspaces: vec![Keyspace {
-                name: "default".into(),
-                n: 2,
-                ..Default::default()
-            }],
-            tables: vec![v1::Table {
-                n: 2,
-                slots: vec![0, 1, 2, 0],
-            }],
+            keyspaces: vec![Keyspace { name: "default".into(), n: 2, ..Default::default() }],
+            tables: vec![v1::Table { n: 2, slots: vec![0, 1, 2, 0] }],
             ..Default::default()
         }
     }
@@ -328,10 +272,7 @@ mod tests {
         let counted: Vec<_> = ring.nodes.iter().map(|o| (o.copies, o.first)).collect();
         assert_eq!(counted, [(2, 1), (1, 0), (1, 1)]);
         assert_eq!(ring.partitions[1].nodes, ["n3", "n1"]);
-        assert_eq!(
-            ring.partitions[1].range_start,
-            format!("8{}", "0".repeat(31))
-        );
+        assert_eq!(ring.partitions[1].range_start, format!("8{}", "0".repeat(31)));
     }
 
     #[test]

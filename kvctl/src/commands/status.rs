@@ -38,11 +38,7 @@ pub(crate) async fn run(settings: &Settings, connection: &Connection) -> Result<
         layout_agreed: view.layout_agreed,
         version: view.version.clone(),
         nodes: view.nodes.iter().map(Node::of).collect(),
-        keyspaces: view
-            .keyspaces
-            .iter()
-            .map(keyspaces::KeyspaceJson::of)
-            .collect(),
+        keyspaces: view.keyspaces.iter().map(keyspaces::KeyspaceJson::of).collect(),
         verdict: VerdictJson {
             level: level(verdict.level()).0,
             headline: verdict.headline.clone(),
@@ -63,10 +59,8 @@ pub(crate) async fn run(settings: &Settings, connection: &Connection) -> Result<
 /// Which cluster this is, on which ring, and who says so.
 pub(crate) fn cluster_line(view: &ClusterView) -> String {
     let id = hex(&view.id);
-    let depth = view
-        .layout
-        .as_ref()
-        .map_or_else(|| "?".to_owned(), |layout| layout.depth.to_string());
+    let depth =
+        view.layout.as_ref().map_or_else(|| "?".to_owned(), |layout| layout.depth.to_string());
     format!(
         "cluster {} ({})  ring {depth}, agreed by {} of {} live nodes  seen via {}\n",
         printable(&view.name),
@@ -128,10 +122,7 @@ mod tests {
             name: "prod".into(),
             id: vec![0x5d; 16].into(),
             viewpoint: "n1".into(),
-            layout: Some(LayoutRef {
-                depth: 3,
-                ..Default::default()
-            }),
+            layout: Some(LayoutRef { depth: 3, ..Default::default() }),
             layout_agreed: 1,
             nodes: vec![node("n1", NodeState::Up), node("n2", NodeState::Down)],
             ..Default::default()

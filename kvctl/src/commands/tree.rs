@@ -49,10 +49,7 @@ pub(crate) fn write(folder: &Path, below: &[u8], bytes: &[u8]) -> Result<(), Fai
     let path = folder.join(relative);
     make_folders(folder, relative)?;
     if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
-        return Err(Failure::file(
-            &path,
-            &io::Error::other("is there and is no file"),
-        ));
+        return Err(Failure::file(&path, &io::Error::other("is there and is no file")));
     }
     crate::value::write_file(&path, bytes)
 }
@@ -63,10 +60,7 @@ fn inside(below: &[u8]) -> Result<&Path, Failure> {
         Err(Failure::new(
             crate::exit::Exit::Refused,
             "KEY_NOT_A_PATH",
-            format!(
-                "{} names no file below the directory: {why}",
-                crate::key::show(below)
-            ),
+            format!("{} names no file below the directory: {why}", crate::key::show(below)),
         ))
     };
     if below.contains(&0) {
@@ -118,14 +112,7 @@ mod tests {
             .into_iter()
             .map(|file| (file.below, file.length))
             .collect();
-        assert_eq!(
-            found,
-            [
-                (b"a".to_vec(), 0),
-                (b"b/c".to_vec(), 1),
-                (b"b/\xff".to_vec(), 2)
-            ]
-        );
+        assert_eq!(found, [(b"a".to_vec(), 0), (b"b/c".to_vec(), 1), (b"b/\xff".to_vec(), 2)]);
     }
 
     #[test]
@@ -149,11 +136,7 @@ mod tests {
             b"file/x",
         ];
         for key in bad {
-            assert!(
-                write(folder.path(), key, b"x").is_err(),
-                "{}",
-                crate::key::show(key)
-            );
+            assert!(write(folder.path(), key, b"x").is_err(), "{}", crate::key::show(key));
         }
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }

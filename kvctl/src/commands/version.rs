@@ -28,11 +28,7 @@ pub(crate) async fn run(settings: &Settings, connection: &Connection) -> Result<
     let mut table = Table::new(&["PROGRAM", "VERSION", "WHERE"]);
     table.row(vec!["kvctl".into(), KVCTL.into(), "here".into()]);
     if let Some(view) = &view {
-        table.row(vec![
-            "kvd".into(),
-            view.version.clone().into(),
-            view.viewpoint.clone().into(),
-        ]);
+        table.row(vec!["kvd".into(), view.version.clone().into(), view.viewpoint.clone().into()]);
     } else {
         table.row(vec!["kvd".into(), "?".into(), "no node reachable".into()]);
     }

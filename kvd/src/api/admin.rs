@@ -42,10 +42,7 @@ impl Admin for AdminService {
         &self,
         request: Request<GetClusterRequest>,
     ) -> Result<Response<ClusterView>, Status> {
-        respond(Ok(view::cluster_view(
-            &self.node,
-            request.into_inner().events_since,
-        )))
+        respond(Ok(view::cluster_view(&self.node, request.into_inner().events_since)))
     }
 
     type WatchClusterStream = Pin<Box<dyn Stream<Item = Result<ClusterView, Status>> + Send>>;
@@ -75,11 +72,7 @@ impl Admin for AdminService {
         &self,
         _: Request<GetLayoutRequest>,
     ) -> Result<Response<LayoutView>, Status> {
-        respond(
-            self.node
-                .cluster()
-                .map(|cluster| view::layout_view(&cluster)),
-        )
+        respond(self.node.cluster().map(|cluster| view::layout_view(&cluster)))
     }
 
     async fn locate(
@@ -161,13 +154,7 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
     let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
     let on = match request.node.as_str() {
         "" => node.uid,
-        name => {
-            cluster
-                .layout
-                .member_named(name)
-                .ok_or_else(|| errors::node_unknown(name))?
-                .uid
-        }
+        name => cluster.layout.member_named(name).ok_or_else(|| errors::node_unknown(name))?.uid,
     };
     let name = cluster.name_of(on);
     let copy = coordinator::read_copy(node, &cluster, on, &key, deadline(0)).await;

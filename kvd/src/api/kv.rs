@@ -1,7 +1,7 @@
 //! What applications call.
 
 use super::respond;
-use crate::cluster::{Node, coordinator, scan};
+use crate::cluster::{Node, get, put, scan};
 use proto::v1::kv_server::Kv;
 use proto::v1::{
     DeleteRequest, GetReply, GetRequest, PutRequest, ScanReply, ScanRequest, WriteReply,
@@ -18,18 +18,18 @@ pub struct KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        respond(coordinator::get(&self.node, request.into_inner()).await)
+        respond(get::get(&self.node, request.into_inner()).await)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<WriteReply>, Status> {
-        respond(coordinator::put(&self.node, request.into_inner()).await)
+        respond(put::put(&self.node, request.into_inner()).await)
     }
 
     async fn delete(
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<WriteReply>, Status> {
-        respond(coordinator::delete(&self.node, request.into_inner()).await)
+        respond(put::delete(&self.node, request.into_inner()).await)
     }
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {

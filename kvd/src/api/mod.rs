@@ -13,7 +13,5 @@ use tonic::{Response, Status};
 
 /// A reply, or the status with the typed detail inside.
 fn respond<T>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
-    outcome
-        .map(Response::new)
-        .map_err(|failure| proto::error::status(&failure))
+    outcome.map(Response::new).map_err(|failure| proto::error::status(&failure))
 }

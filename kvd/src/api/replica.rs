@@ -3,7 +3,7 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
-use crate::cluster::{Cluster, Node, coordinator, membership, scan};
+use crate::cluster::{Cluster, Node, coordinator, membership, put, scan};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use futures_util::Stream;
@@ -42,23 +42,13 @@ impl Replica for ReplicaService {
         _: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyReply>, Status> {
         let cluster = self.node.cluster().ok();
-        let cluster_id = cluster
-            .map(|c| c.id.to_bytes().to_vec().into())
-            .unwrap_or_default();
+        let cluster_id = cluster.map(|c| c.id.to_bytes().to_vec().into()).unwrap_or_default();
         let uid = self.node.uid.to_bytes().to_vec().into();
-        respond(Ok(IdentifyReply {
-            uid,
-            cluster_id,
-            version: version(),
-        }))
+        respond(Ok(IdentifyReply { uid, cluster_id, version: version() }))
     }
 
     async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptReply>, Status> {
-        respond(
-            membership::adopt(&self.node, request.into_inner())
-                .await
-                .map(|()| AdoptReply {}),
-        )
+        respond(membership::adopt(&self.node, request.into_inner()).await.map(|()| AdoptReply {}))
     }
 
     type LinkStream = Pin<Box<dyn Stream<Item = Result<LinkReply, Status>> + Send>>;
@@ -67,13 +57,10 @@ impl Replica for ReplicaService {
         &self,
         calls: Request<Streaming<LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
-        self.node
-            .cluster()
-            .map_err(|blank| proto::error::status(&blank))?;
+        self.node.cluster().map_err(|blank| proto::error::status(&blank))?;
         let (replies, stream) = mpsc::channel(4);
         let node = Arc::clone(&self.node);
-        self.node
-            .spawn(serve_link(node, calls.into_inner(), replies));
+        self.node.spawn(serve_link(node, calls.into_inner(), replies));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
@@ -85,11 +72,7 @@ async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies:
     let Ok(Some(first)) = calls.message().await else {
         return;
     };
-    let from = first
-        .stamp
-        .as_ref()
-        .and_then(|stamp| Uid::from_slice(&stamp.uid))
-        .unwrap_or(Uid(0));
+    let from = first.stamp.as_ref().and_then(|stamp| Uid::from_slice(&stamp.uid)).unwrap_or(Uid(0));
     let (answers, waiting) = mpsc::channel(CALLS_MAX);
     let served = Served {
         node: Arc::clone(&node),
@@ -119,10 +102,7 @@ async fn send_answers(
     while waiting.recv_many(&mut batch, BATCH_ANSWERS_MAX).await > 0 {
         let Ok(cluster) = node.cluster() else { return };
         let stamp = Some(cluster.stamp(node, from));
-        let reply = LinkReply {
-            stamp,
-            answers: std::mem::take(&mut batch),
-        };
+        let reply = LinkReply { stamp, answers: std::mem::take(&mut batch) };
         if replies.send(Ok(reply)).await.is_err() {
             return;
         }
@@ -186,37 +166,28 @@ impl Served {
                     Ok(place) => {
                         let work = async move {
                             let _place = place;
-                            coordinator::coordinate(&node, ask)
-                                .await
-                                .map(answer::Body::Coordinate)
+                            put::coordinate(&node, ask).await.map(answer::Body::Coordinate)
                         };
                         self.later(id, work).await;
                     }
                 }
             }
             Some(call::Body::Scan(ask)) => {
-                self.later(id, async move {
-                    scan::scan_here(&node, ask).await.map(answer::Body::Scan)
-                })
+                self.later(
+                    id,
+                    async move { scan::scan_here(&node, ask).await.map(answer::Body::Scan) },
+                )
                 .await;
             }
             Some(call::Body::Layout(shown)) => {
                 let work = async move {
-                    membership::layout_shown(&node, shown)
-                        .await
-                        .map(answer::Body::Layout)
+                    membership::layout_shown(&node, shown).await.map(answer::Body::Layout)
                 };
                 self.later(id, work).await;
             }
             None => {
-                self.answer(
-                    id,
-                    Err(errors::argument(
-                        "the call is unknown",
-                        "a newer kvd made it",
-                    )),
-                )
-                .await
+                self.answer(id, Err(errors::argument("the call is unknown", "a newer kvd made it")))
+                    .await
             }
         }
     }
@@ -246,10 +217,7 @@ impl Served {
 
 fn read(node: &Node, ask: ReadCall) -> Result<answer::Body, Failure> {
     let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
-    let copy = node
-        .store
-        .read(&key)
-        .map_err(|error| errors::storage(&error))?;
+    let copy = node.store.read(&key).map_err(|error| errors::storage(&error))?;
     let object = copy.map(|copy| copy.encode().into()).unwrap_or_default();
     Ok(answer::Body::Read(ReadAnswer { object }))
 }
@@ -271,13 +239,12 @@ fn check_stamp(node: &Node, cluster: &Cluster, from: Uid, stamp: &Stamp) -> Resu
         _ if stamp.cluster_id[..] != cluster.id.to_bytes() => {
             Err(errors::stranger("the message is from another cluster"))
         }
-        _ if stamp.to_uid[..] != node.uid.to_bytes() => Err(errors::stranger(format!(
-            "the message is for another node; this is {}",
-            node.uid
-        ))),
-        _ if stamp.uid[..] != from.to_bytes() || !cluster.peers.contains_key(&from) => Err(
-            errors::stranger("the sender is not a member of this cluster"),
-        ),
+        _ if stamp.to_uid[..] != node.uid.to_bytes() => {
+            Err(errors::stranger(format!("the message is for another node; this is {}", node.uid)))
+        }
+        _ if stamp.uid[..] != from.to_bytes() || !cluster.peers.contains_key(&from) => {
+            Err(errors::stranger("the sender is not a member of this cluster"))
+        }
         _ => Ok(()),
     }
 }

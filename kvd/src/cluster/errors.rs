@@ -13,12 +13,7 @@ pub type Failure = Box<ErrorDetail>;
 
 fn failure(code: ErrorCode, what: impl Into<String>, why: impl Into<String>) -> Failure {
     let (what, why) = (what.into(), why.into());
-    Box::new(ErrorDetail {
-        code: code.into(),
-        what,
-        why,
-        ..Default::default()
-    })
+    Box::new(ErrorDetail { code: code.into(), what, why, ..Default::default() })
 }
 
 fn not_applied(mut failure: Failure) -> Failure {
@@ -61,11 +56,7 @@ pub fn internal(what: impl Into<String>) -> Failure {
 
 /// A bad key.
 pub fn key(error: &KeyLengthError) -> Failure {
-    not_applied(failure(
-        ErrorCode::KeyInvalid,
-        "the key is not allowed",
-        error.to_string(),
-    ))
+    not_applied(failure(ErrorCode::KeyInvalid, "the key is not allowed", error.to_string()))
 }
 
 /// A value over the keyspace's limit.
@@ -78,11 +69,7 @@ pub fn value_too_large(bytes: usize, max: u32, keyspace: &str) -> Failure {
 
 /// R or W that cannot be.
 pub fn quorum_invalid(error: &QuorumError) -> Failure {
-    not_applied(failure(
-        ErrorCode::QuorumInvalid,
-        "the quorum is not possible",
-        error.to_string(),
-    ))
+    not_applied(failure(ErrorCode::QuorumInvalid, "the quorum is not possible", error.to_string()))
 }
 
 /// An argument that is wrong in another way.
@@ -93,22 +80,16 @@ pub fn argument(what: &str, why: impl Into<String>) -> Failure {
 /// No such keyspace.
 pub fn keyspace_unknown(name: &str, known: &[&str]) -> Failure {
     let why = format!("the cluster has {}", known.join(", "));
-    let mut unknown = failure(
-        ErrorCode::KeyspaceUnknown,
-        format!("there is no keyspace {name:?}"),
-        why,
-    );
+    let mut unknown =
+        failure(ErrorCode::KeyspaceUnknown, format!("there is no keyspace {name:?}"), why);
     unknown.advice = format!("kvctl keyspaces create {name}");
     not_applied(unknown)
 }
 
 /// The keyspace is there already.
 pub fn keyspace_exists(name: &str) -> Failure {
-    let mut exists = failure(
-        ErrorCode::KeyspaceExists,
-        format!("keyspace {name:?} exists already"),
-        "",
-    );
+    let mut exists =
+        failure(ErrorCode::KeyspaceExists, format!("keyspace {name:?} exists already"), "");
     exists.state = "it was not changed".into();
     exists.advice = format!("kvctl keyspaces show {name}");
     not_applied(exists)
@@ -148,11 +129,8 @@ pub fn storage(error: &StoreError) -> Failure {
         StoreError::Overloaded => overloaded("too many writes wait for the disk"),
         StoreError::Refused(refused) => write_refused(refused),
         StoreError::Stopped(why) => {
-            let mut stopped = failure(
-                ErrorCode::StorageFailed,
-                "this node's storage has stopped",
-                why,
-            );
+            let mut stopped =
+                failure(ErrorCode::StorageFailed, "this node's storage has stopped", why);
             stopped.outcome = Outcome::Unknown.into();
             stopped.state = "the node no longer votes, and exits".into();
             stopped.advice = "another node; and look at this one's disk".into();
@@ -181,15 +159,7 @@ pub struct Unmet<'a> {
 
 /// R or W was not met.
 pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
-    let Unmet {
-        verb,
-        key,
-        quorum: (name, needed),
-        acks,
-        replicas,
-        waited_ms,
-        outcome,
-    } = unmet;
+    let Unmet { verb, key, quorum: (name, needed), acks, replicas, waited_ms, outcome } = unmet;
     let key = key.escape_ascii();
     let got = acks.len();
     let noun = if outcome.is_some() { "ack" } else { "answer" };
@@ -203,11 +173,9 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
         .collect();
     let why = match silent.len() {
         0 => "no replica failed, but the deadline passed".to_owned(),
-        failed => format!(
-            "{failed} of {} replicas did not answer: {}",
-            replicas.len(),
-            silent.join(", ")
-        ),
+        failed => {
+            format!("{failed} of {} replicas did not answer: {}", replicas.len(), silent.join(", "))
+        }
     };
     let mut detail = failure(ErrorCode::QuorumUnmet, what, why);
     detail.state = match outcome {
@@ -234,10 +202,7 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
 
 /// A put that had to be forwarded, and no replica took it.
 pub fn forward_failed(verb: &str, key: &[u8], why: &[String], sent: bool) -> Failure {
-    let what = format!(
-        "{verb} {} reached no replica of the key",
-        key.escape_ascii()
-    );
+    let what = format!("{verb} {} reached no replica of the key", key.escape_ascii());
     let mut detail = failure(ErrorCode::QuorumUnmet, what, why.join(", "));
     if !sent {
         return not_applied(detail);
@@ -264,29 +229,18 @@ pub fn stranger(why: impl Into<String>) -> Failure {
 
 /// No such node.
 pub fn node_unknown(name: &str) -> Failure {
-    failure(
-        ErrorCode::NodeUnknown,
-        format!("there is no node {name:?}"),
-        "it is not in the layout",
-    )
+    failure(ErrorCode::NodeUnknown, format!("there is no node {name:?}"), "it is not in the layout")
 }
 
 /// A node that would have to answer does not.
 pub fn node_unreachable(node: &str, why: &str) -> Failure {
-    not_applied(failure(
-        ErrorCode::NodeUnreachable,
-        format!("{node} cannot be reached"),
-        why,
-    ))
+    not_applied(failure(ErrorCode::NodeUnreachable, format!("{node} cannot be reached"), why))
 }
 
 /// A cluster is there already.
 pub fn cluster_exists(what: impl Into<String>) -> Failure {
-    let mut exists = failure(
-        ErrorCode::ClusterExists,
-        what,
-        "a node belongs to one cluster, for good",
-    );
+    let mut exists =
+        failure(ErrorCode::ClusterExists, what, "a node belongs to one cluster, for good");
     exists.state = "nothing was changed".into();
     exists.advice = "use blank nodes: new, empty data directories".into();
     not_applied(exists)

@@ -34,21 +34,13 @@ const FACT_LAYOUT: &str = "layout";
 
 /// Takes up the cluster this node was in when it stopped, if any.
 pub fn resume(node: &Arc<Node>) -> Result<(), String> {
-    let fact = |name| {
-        node.store
-            .fact(name)
-            .map_err(|error: StoreError| error.to_string())
-    };
+    let fact = |name| node.store.fact(name).map_err(|error: StoreError| error.to_string());
     let (Some(cluster), Some(layout)) = (fact(FACT_CLUSTER)?, fact(FACT_LAYOUT)?) else {
         return Ok(());
     };
-    let (id, secret) = cluster
-        .split_at_checked(16)
-        .ok_or("the stored cluster is damaged")?;
+    let (id, secret) = cluster.split_at_checked(16).ok_or("the stored cluster is damaged")?;
     let id = ClusterId::from_slice(id).ok_or("the stored cluster is damaged")?;
-    let secret = secret
-        .try_into()
-        .map_err(|_| "the stored cluster is damaged")?;
+    let secret = secret.try_into().map_err(|_| "the stored cluster is damaged")?;
     let layout = Layout::decode(&layout)
         .map_err(|error| format!("the stored layout is damaged: {error}"))?;
     install(node, id, secret, layout);
@@ -59,27 +51,15 @@ pub fn resume(node: &Arc<Node>) -> Result<(), String> {
 fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], layout: Layout) {
     let before = node.cluster.load_full();
     let mut peers = BTreeMap::new();
-    for member in layout
-        .members()
-        .iter()
-        .filter(|member| member.uid != node.uid)
-    {
-        let kept = before
-            .as_ref()
-            .and_then(|cluster| cluster.peers.get(&member.uid));
+    for member in layout.members().iter().filter(|member| member.uid != node.uid) {
+        let kept = before.as_ref().and_then(|cluster| cluster.peers.get(&member.uid));
         let kept = kept.filter(|peer| peer.address == member.address).cloned();
         let peer = kept.unwrap_or_else(|| Peer::start(node, member.uid, member.address.clone()));
         peers.insert(member.uid, peer);
     }
     let sealer = Sealer::new(id, secret);
     let layout = Arc::new(layout);
-    node.cluster.store(Some(Arc::new(Cluster {
-        id,
-        sealer,
-        secret,
-        layout,
-        peers,
-    })));
+    node.cluster.store(Some(Arc::new(Cluster { id, sealer, secret, layout, peers })));
 }
 
 /// Stores the cluster and its layout, then installs them.
@@ -108,19 +88,14 @@ async fn settle(
 pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), Failure> {
     let changing = node.changing.lock().await;
     if let Ok(cluster) = node.cluster() {
-        let what = format!(
-            "this node already belongs to cluster {}",
-            cluster.layout.cluster_name()
-        );
+        let what =
+            format!("this node already belongs to cluster {}", cluster.layout.cluster_name());
         return Err(errors::cluster_exists(what));
     }
     let members = identify_all(&request.members).await?;
     if !members.iter().any(|member| member.uid == node.uid) {
         let why = format!("ask one of them, or add this node, {}", node.address);
-        return Err(errors::argument(
-            "the node that is asked is not among the members",
-            why,
-        ));
+        return Err(errors::argument("the node that is asked is not among the members", why));
     }
     let default = default_keyspace(request.default_keyspace, members.len())?;
     let layout =
@@ -129,8 +104,7 @@ pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), F
     let secret = clock::random_u128().to_be_bytes();
     settle(node, id, secret, layout).await?;
     let cluster = node.cluster()?;
-    node.events
-        .add(Level::Ok, format!("cluster {} made, id {id}", request.name));
+    node.events.add(Level::Ok, format!("cluster {} made, id {id}", request.name));
     drop(changing);
     // Those that this misses are invited again when their link finds them blank.
     let invitations = cluster.peers.values().map(|peer| invite(node, peer));
@@ -162,9 +136,7 @@ async fn identify_all(members: &[NewMember]) -> Result<Vec<Member>, Failure> {
         let identity: IdentifyReply =
             identity.map_err(|why| errors::node_unreachable(&who, &why))?;
         if !identity.cluster_id.is_empty() {
-            return Err(errors::cluster_exists(format!(
-                "{who} already belongs to a cluster"
-            )));
+            return Err(errors::cluster_exists(format!("{who} already belongs to a cluster")));
         }
         let uid =
             Uid::from_slice(&identity.uid).ok_or_else(|| errors::internal("a uid has 16 bytes"))?;
@@ -172,18 +144,11 @@ async fn identify_all(members: &[NewMember]) -> Result<Vec<Member>, Failure> {
             uid,
             name: member.name.clone(),
             address: member.address.clone(),
-            zone: if member.zone.is_empty() {
-                "default".into()
-            } else {
-                member.zone.clone()
-            },
+            zone: if member.zone.is_empty() { "default".into() } else { member.zone.clone() },
             weight: member.weight.max(1),
         })
     });
-    futures_util::future::join_all(asking)
-        .await
-        .into_iter()
-        .collect()
+    futures_util::future::join_all(asking).await.into_iter().collect()
 }
 
 fn default_keyspace(
@@ -191,11 +156,7 @@ fn default_keyspace(
     members: usize,
 ) -> Result<Keyspace, Failure> {
     let asked = asked.unwrap_or_default();
-    let n = if asked.n == 0 {
-        members.clamp(1, 3) as u32
-    } else {
-        asked.n
-    };
+    let n = if asked.n == 0 { members.clamp(1, 3) as u32 } else { asked.n };
     let majority = n / 2 + 1;
     keyspace_from(proto::v1::Keyspace {
         name: "default".into(),
@@ -211,19 +172,14 @@ async fn replica_client(address: &str) -> Result<ReplicaClient<Channel>, String>
         .map_err(|_| "is not HOST:PORT".to_owned())?
         .connect_timeout(INVITE_TIMEOUT)
         .timeout(INVITE_TIMEOUT);
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| root_cause(&error))?;
+    let channel = endpoint.connect().await.map_err(|error| root_cause(&error))?;
     Ok(ReplicaClient::new(channel))
 }
 
 async fn identify(address: &str) -> Result<IdentifyReply, String> {
     let mut client = replica_client(address).await?;
     let reply = client.identify(IdentifyRequest {}).await;
-    Ok(reply
-        .map_err(|status| status.message().to_owned())?
-        .into_inner())
+    Ok(reply.map_err(|status| status.message().to_owned())?.into_inner())
 }
 
 /// Gives a blank member the cluster. What goes wrong is left to the link, which tries again.
@@ -237,18 +193,11 @@ pub async fn invite(node: &Arc<Node>, peer: &Peer) {
         expected_uid: peer.uid.to_bytes().to_vec().into(),
     };
     let outcome = match replica_client(&peer.address).await {
-        Ok(mut client) => client
-            .adopt(request)
-            .await
-            .map_err(|status| status.message().to_owned()),
+        Ok(mut client) => client.adopt(request).await.map_err(|status| status.message().to_owned()),
         Err(why) => Err(why),
     };
     if let Err(why) = outcome {
-        tracing::warn!(
-            peer = cluster.name_of(peer.uid),
-            why,
-            "could not be given the cluster"
-        );
+        tracing::warn!(peer = cluster.name_of(peer.uid), why, "could not be given the cluster");
     }
 }
 
@@ -257,9 +206,7 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
     let malformed = |what| errors::argument("the invitation is malformed", what);
     let id =
         ClusterId::from_slice(&request.cluster_id).ok_or_else(|| malformed("its cluster id"))?;
-    let secret = request.secret[..]
-        .try_into()
-        .map_err(|_| malformed("its secret"))?;
+    let secret = request.secret[..].try_into().map_err(|_| malformed("its secret"))?;
     let layout = Layout::decode(&request.layout).map_err(|error| layout_refused(&error))?;
     if request.expected_uid[..] != node.uid.to_bytes() || layout.member(node.uid).is_none() {
         return Err(errors::stranger("the invitation is for another node"));
@@ -269,15 +216,10 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
         if cluster.id == id {
             return learn_locked(node, &cluster, layout).await;
         }
-        return Err(errors::cluster_exists(
-            "this node already belongs to another cluster",
-        ));
+        return Err(errors::cluster_exists("this node already belongs to another cluster"));
     }
     settle(node, id, secret, layout).await?;
-    node.events.add(
-        Level::Ok,
-        format!("joined cluster {}, id {id}", request.cluster_name),
-    );
+    node.events.add(Level::Ok, format!("joined cluster {}, id {id}", request.cluster_name));
     Ok(())
 }
 
@@ -287,11 +229,7 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
 pub async fn exchange_layouts(node: Arc<Node>, peer: Arc<Peer>) {
     let Ok(cluster) = node.cluster() else { return };
     if let Err(error) = push_layout(&node, &cluster, &peer, clock::now() + INVITE_TIMEOUT).await {
-        tracing::warn!(
-            peer = cluster.name_of(peer.uid),
-            why = error,
-            "could not exchange layouts"
-        );
+        tracing::warn!(peer = cluster.name_of(peer.uid), why = error, "could not exchange layouts");
     }
 }
 
@@ -303,14 +241,8 @@ async fn push_layout(
 ) -> Result<(), String> {
     let ours = cluster.layout.encode();
     let bytes = ours.len();
-    let body = call::Body::Layout(LayoutCall {
-        layout: ours.into(),
-    });
-    match peer
-        .call(body, bytes, until)
-        .await
-        .map_err(|error: CallError| error.text())?
-    {
+    let body = call::Body::Layout(LayoutCall { layout: ours.into() });
+    match peer.call(body, bytes, until).await.map_err(|error: CallError| error.text())? {
         answer::Body::Layout(LayoutAnswer { layout }) => {
             let theirs = Layout::decode(&layout).map_err(|error| error.to_string())?;
             learn(node, theirs).await.map_err(|failure| failure.what)
@@ -325,9 +257,7 @@ pub async fn layout_shown(node: &Arc<Node>, shown: LayoutCall) -> Result<LayoutA
         let theirs = Layout::decode(&shown.layout).map_err(|error| layout_refused(&error))?;
         learn(node, theirs).await?;
     }
-    Ok(LayoutAnswer {
-        layout: node.cluster()?.layout.encode().into(),
-    })
+    Ok(LayoutAnswer { layout: node.cluster()?.layout.encode().into() })
 }
 
 async fn learn(node: &Arc<Node>, theirs: Layout) -> Result<(), Failure> {
@@ -357,32 +287,22 @@ pub async fn create_keyspace(
     let keyspace = keyspace_from(asked)?;
     let changing = node.changing.lock().await;
     let before = node.cluster()?;
-    let layout = before
-        .layout
-        .with_keyspace(keyspace.clone())
-        .map_err(|e| layout_refused(&e))?;
+    let layout = before.layout.with_keyspace(keyspace.clone()).map_err(|e| layout_refused(&e))?;
     let depth = layout.depth();
     settle(node, before.id, before.secret, layout).await?;
     drop(changing);
-    node.events.add(
-        Level::Ok,
-        format!("ring {depth}: keyspace {} created", keyspace.name),
-    );
+    node.events.add(Level::Ok, format!("ring {depth}: keyspace {} created", keyspace.name));
     let cluster = node.cluster()?;
     let until = clock::now() + INVITE_TIMEOUT;
-    let pushes = cluster
-        .peers
-        .values()
-        .filter(|peer| peer.is_usable())
-        .map(|peer| async {
-            if let Err(why) = push_layout(node, &cluster, peer, until).await {
-                tracing::warn!(
-                    peer = cluster.name_of(peer.uid),
-                    why,
-                    "could not be shown the new layout"
-                );
-            }
-        });
+    let pushes = cluster.peers.values().filter(|peer| peer.is_usable()).map(|peer| async {
+        if let Err(why) = push_layout(node, &cluster, peer, until).await {
+            tracing::warn!(
+                peer = cluster.name_of(peer.uid),
+                why,
+                "could not be shown the new layout"
+            );
+        }
+    });
     futures_util::future::join_all(pushes).await;
     Ok(keyspace)
 }

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `mod` | the node: who it is, its store, its cluster; one immutable snapshot for every reader |
 //! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
-//! | `coordinator` | one client request: drives `dynamo::read` and `dynamo::write` |
+//! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
+//! | `coordinator` | what both need |
 //! | `scan` | one page of a keyspace |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
 //! | `view` | the cluster as this node sees it |
@@ -13,8 +14,10 @@
 
 pub mod coordinator;
 pub mod errors;
+pub mod get;
 pub mod membership;
 pub mod peers;
+pub mod put;
 pub mod scan;
 pub mod view;
 
@@ -134,9 +137,7 @@ impl Node {
 impl Cluster {
     /// The name of a member; the uid of anyone else.
     pub fn name_of(&self, uid: Uid) -> String {
-        self.layout
-            .member(uid)
-            .map_or_else(|| uid.to_string(), |member| member.name.clone())
+        self.layout.member(uid).map_or_else(|| uid.to_string(), |member| member.name.clone())
     }
 
     /// The names of members, in the order given.

@@ -170,27 +170,15 @@ impl Peer {
     ) -> Result<answer::Body, CallError> {
         if !self.is_usable() {
             let health = lock(&self.health);
-            let why = if health.why.is_empty() {
-                "does not answer"
-            } else {
-                &health.why
-            };
+            let why = if health.why.is_empty() { "does not answer" } else { &health.why };
             return Err(CallError::NotSent(why.to_owned()));
         }
         let full = || CallError::NotSent("has too much waiting for it".into());
         let kib = (bytes / 1024 + 1).min(QUEUE_KIB_MAX) as u32;
-        let room = Arc::clone(&self.room)
-            .try_acquire_many_owned(kib)
-            .map_err(|_| full())?;
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| full())?;
         let (reply, answer) = oneshot::channel();
         let started = clock::now();
-        let outgoing = Outgoing {
-            body,
-            bytes,
-            deadline,
-            reply,
-            room,
-        };
+        let outgoing = Outgoing { body, bytes, deadline, reply, room };
         self.calls.try_send(outgoing).map_err(|_| full())?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => {
@@ -223,12 +211,7 @@ impl Peer {
             let mut blank = false;
             let why = match connect(&self.address).await {
                 Ok((requests, replies)) => {
-                    let mut link = Link {
-                        peer: &self,
-                        node: &node,
-                        heard: None,
-                        next_id: 0,
-                    };
+                    let mut link = Link { peer: &self, node: &node, heard: None, next_id: 0 };
                     let why = link.drive(requests, replies, &mut calls).await;
                     if link.heard.is_some() {
                         backoff = BACKOFF_MIN;
@@ -271,8 +254,7 @@ impl Peer {
             (health.state, health.since_ms) = (NodeState::Up, clock::now_ms());
             health.why.clear();
             drop(health);
-            node.events
-                .add(Level::Ok, format!("{} up", self.name(node)));
+            node.events.add(Level::Ok, format!("{} up", self.name(node)));
         }
     }
 
@@ -286,16 +268,12 @@ impl Peer {
         health.why.clone_from(&why);
         drop(health);
         if went_down {
-            node.events
-                .add(Level::Degraded, format!("{} down: {why}", self.name(node)));
+            node.events.add(Level::Degraded, format!("{} down: {why}", self.name(node)));
         }
     }
 
     fn name(&self, node: &Node) -> String {
-        node.cluster().map_or_else(
-            |_| self.uid.to_string(),
-            |cluster| cluster.name_of(self.uid),
-        )
+        node.cluster().map_or_else(|_| self.uid.to_string(), |cluster| cluster.name_of(self.uid))
     }
 }
 
@@ -333,25 +311,14 @@ impl Link<'_> {
                         ever_heard = true;
                         peer.came_up(node);
                         note_layout(node, peer, reply.stamp.as_ref());
-                        reply
-                            .answers
-                            .into_iter()
-                            .for_each(|answer| settle(&pending, answer));
+                        reply.answers.into_iter().for_each(|answer| settle(&pending, answer));
                     }
                     Ok(None) => return "closed the connection".to_owned(),
                     Err(status) => return status_text(&status),
                 }
             }
         };
-        let writing = write_loop(
-            peer,
-            node,
-            &requests,
-            calls,
-            &pending,
-            &heard,
-            &mut self.next_id,
-        );
+        let writing = write_loop(peer, node, &requests, calls, &pending, &heard, &mut self.next_id);
         // Side by side: were reading to wait for writing, two nodes could each wait for the other
         // to take its answers.
         let why = tokio::select! { why = reading => why, why = writing => why };
@@ -437,20 +404,9 @@ fn register(
     room: Option<OwnedSemaphorePermit>,
 ) -> Call {
     *next_id += 1;
-    lock(pending).insert(
-        *next_id,
-        Pending {
-            since: clock::now(),
-            reply,
-            _room: room,
-        },
-    );
+    lock(pending).insert(*next_id, Pending { since: clock::now(), reply, _room: room });
     let deadline_ms = left.as_millis().clamp(1, u32::MAX.into()) as u32;
-    Call {
-        id: *next_id,
-        deadline_ms,
-        body: Some(body),
-    }
+    Call { id: *next_id, deadline_ms, body: Some(body) }
 }
 
 async fn send(
@@ -474,9 +430,7 @@ fn settle(pending: &Mutex<Calls>, answer: Answer) {
     let outcome = match answer.body {
         Some(answer::Body::Refused(detail)) => Err(CallError::Refused(Box::new(detail))),
         Some(body) => Ok(body),
-        None => Err(CallError::Lost(
-            "answered in a way this node does not know".into(),
-        )),
+        None => Err(CallError::Lost("answered in a way this node does not know".into())),
     };
     let _ = reply.send(outcome); // the caller may have left
 }
@@ -507,34 +461,26 @@ fn check_stamp(node: &Node, peer: &Peer, stamp: Option<&Stamp>) -> Result<(), St
         _ if stamp.cluster_id[..] != cluster.id.to_bytes() => {
             Err(format!("at {} is a node of another cluster", peer.address))
         }
-        _ if stamp.uid[..] != peer.uid.to_bytes() => Err(format!(
-            "at {} is another node of this cluster",
-            peer.address
-        )),
+        _ if stamp.uid[..] != peer.uid.to_bytes() => {
+            Err(format!("at {} is another node of this cluster", peer.address))
+        }
         _ => Ok(()),
     }
 }
 
 fn note_layout(node: &Arc<Node>, peer: &Arc<Peer>, stamp: Option<&Stamp>) {
     let Some(stamp) = stamp else { return };
-    let layout = LayoutRef {
-        id: stamp.layout_id.clone(),
-        depth: stamp.layout_depth,
-    };
+    let layout = LayoutRef { id: stamp.layout_id.clone(), depth: stamp.layout_depth };
     let mut health = lock(&peer.health);
     if health.layout.as_ref() == Some(&layout) {
         return;
     }
     health.layout = Some(layout.clone());
     drop(health);
-    let ours = node
-        .cluster()
-        .map(|cluster| Bytes::copy_from_slice(&cluster.layout.id().to_bytes()));
+    let ours =
+        node.cluster().map(|cluster| Bytes::copy_from_slice(&cluster.layout.id().to_bytes()));
     if ours.is_ok_and(|ours| ours != layout.id) {
-        node.spawn(membership::exchange_layouts(
-            Arc::clone(node),
-            Arc::clone(peer),
-        ));
+        node.spawn(membership::exchange_layouts(Arc::clone(node), Arc::clone(peer)));
     }
 }
 
@@ -561,10 +507,7 @@ async fn connect(
             .tcp_nodelay(true)
             .initial_stream_window_size(4 * 1024 * 1024)
             .initial_connection_window_size(8 * 1024 * 1024);
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| plain(&root_cause(&error)))?;
+        let channel = endpoint.connect().await.map_err(|error| plain(&root_cause(&error)))?;
         let (requests, outgoing) = mpsc::channel(4);
         let mut client = ReplicaClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -574,10 +517,7 @@ async fn connect(
             Err(status) => {
                 let blank =
                     proto::error::detail(&status).is_some_and(|d| d.code() == ErrorCode::Blank);
-                Err(Unconnected {
-                    why: status_text(&status),
-                    blank,
-                })
+                Err(Unconnected { why: status_text(&status), blank })
             }
         }
     };
@@ -600,22 +540,9 @@ fn status_text(status: &tonic::Status) -> String {
 /// "Connection refused (os error 111)" is "connection refused", and the many words of a transport
 /// for a peer that went away are "connection lost".
 fn plain(text: &str) -> String {
-    let text = text
-        .split(" (os error")
-        .next()
-        .unwrap_or(text)
-        .to_ascii_lowercase();
-    let gone = [
-        "broken pipe",
-        "connection reset",
-        "stream closed",
-        "connection error",
-    ];
-    if gone.iter().any(|part| text.contains(part)) {
-        "connection lost".to_owned()
-    } else {
-        text
-    }
+    let text = text.split(" (os error").next().unwrap_or(text).to_ascii_lowercase();
+    let gone = ["broken pipe", "connection reset", "stream closed", "connection error"];
+    if gone.iter().any(|part| text.contains(part)) { "connection lost".to_owned() } else { text }
 }
 
 /// The version every node tells.

@@ -33,10 +33,7 @@ pub async fn scan(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, F
     let bits = cluster.layout.partition_bits();
     let last = match request.partition {
         Some(partition) if partition >= 1 << bits => {
-            let why = format!(
-                "partitions are 0 to {}, not {partition}",
-                (1u32 << bits) - 1
-            );
+            let why = format!("partitions are 0 to {}, not {partition}", (1u32 << bits) - 1);
             return Err(errors::argument("there is no such partition", why));
         }
         Some(partition) => partition,
@@ -67,10 +64,7 @@ pub async fn scan(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, F
 pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Failure> {
     let token = |bytes: &[u8]| bytes.try_into().map(|b| Token(u128::from_be_bytes(b)));
     let (Ok(from), Ok(to)) = (token(&ask.from_token), token(&ask.to_token)) else {
-        return Err(errors::argument(
-            "the scan is not allowed",
-            "a token has 16 bytes",
-        ));
+        return Err(errors::argument("the scan is not allowed", "a token has 16 bytes"));
     };
     let page = local_page(
         node,
@@ -82,10 +76,7 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
     )
     .await;
     let page = page.map_err(|error| errors::node_unreachable("the disk", &error.text()))?;
-    let entry = |(key, object): (Bytes, Object)| ScanEntry {
-        key,
-        object: object.encode().into(),
-    };
+    let entry = |(key, object): (Bytes, Object)| ScanEntry { key, object: object.encode().into() };
     let (through_token, through_key) = match page.through {
         Some((token, key)) => (token.to_bytes().to_vec().into(), key),
         None => Default::default(),
@@ -137,9 +128,7 @@ impl Walk {
         let half = clock::now() + self.deadline.saturating_duration_since(clock::now()) / 2;
         loop {
             let partition = self.from.0.partition(bits);
-            let page = self
-                .partition_page(partition, Token::range(partition, bits).1)
-                .await;
+            let page = self.partition_page(partition, Token::range(partition, bits).1).await;
             for (key, object) in page.entries {
                 if object.live().is_empty() {
                     continue; // deleted
@@ -170,11 +159,8 @@ impl Walk {
         });
         let needed = usize::from(self.keyspace.r);
         let mut rest = order.into_iter();
-        let mut asked: FuturesUnordered<_> = rest
-            .by_ref()
-            .take(needed)
-            .map(|uid| self.ask(uid, to))
-            .collect();
+        let mut asked: FuturesUnordered<_> =
+            rest.by_ref().take(needed).map(|uid| self.ask(uid, to)).collect();
         let mut pages = Vec::new();
         while let Some((uid, page)) = asked.next().await {
             match page {
@@ -196,16 +182,11 @@ impl Walk {
     ) -> impl Future<Output = (Uid, Result<Page, CallError>)> + use<> {
         let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
         let (keyspace, from, prefix) = (self.keyspace.id(), self.from.clone(), self.prefix.clone());
-        let (limit, deadline) = (
-            (self.limit - self.found.len().min(self.limit - 1)) as u32,
-            self.deadline,
-        );
+        let (limit, deadline) =
+            ((self.limit - self.found.len().min(self.limit - 1)) as u32, self.deadline);
         async move {
             if on == node.uid {
-                return (
-                    on,
-                    local_page(&node, keyspace, from, to, prefix, limit).await,
-                );
+                return (on, local_page(&node, keyspace, from, to, prefix, limit).await);
             }
             let Some(peer) = cluster.peers.get(&on) else {
                 return (on, Err(CallError::NotSent("is no member".into())));
@@ -235,11 +216,7 @@ impl Walk {
                 let value = record.value.clone().unwrap_or_default();
                 sibling(dot, record, value, seal(&object.context_of(dot)))
             });
-            Some(ScanItem {
-                key: bytes,
-                siblings: live.collect(),
-                context: seal(object.clock()),
-            })
+            Some(ScanItem { key: bytes, siblings: live.collect(), context: seal(object.clock()) })
         };
         let cursor = |(token, key): Place| [&token.to_bytes()[..], &key[..]].concat().into();
         ScanReply {
@@ -256,14 +233,10 @@ fn parse_cursor(cursor: &Bytes) -> Result<Option<Place>, Failure> {
         return Ok(None);
     }
     match cursor.first_chunk::<16>() {
-        Some(token) => Ok(Some((
-            Token(u128::from_be_bytes(*token)),
-            cursor.slice(16..),
-        ))),
-        None => Err(errors::argument(
-            "the cursor is not allowed",
-            "it is not one that a scan returned",
-        )),
+        Some(token) => Ok(Some((Token(u128::from_be_bytes(*token)), cursor.slice(16..)))),
+        None => {
+            Err(errors::argument("the cursor is not allowed", "it is not one that a scan returned"))
+        }
     }
 }
 

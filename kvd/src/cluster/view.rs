@@ -20,9 +20,7 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         return blank_view(node, events_since);
     };
     let layout = &cluster.layout;
-    let shown = layout
-        .keyspace(SHOWN)
-        .expect("every layout has the default keyspace");
+    let shown = layout.keyspace(SHOWN).expect("every layout has the default keyspace");
     let mut nodes = node_views(node, &cluster, shown.n);
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let up: BTreeSet<Uid> = nodes
@@ -31,24 +29,15 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         .filter_map(|n| Uid::from_slice(&n.uid))
         .collect();
     let ours = layout_ref(layout);
-    let agreed = nodes
-        .iter()
-        .filter(|n| n.state() == NodeState::Up && n.layout.as_ref() == Some(&ours));
+    let agreed =
+        nodes.iter().filter(|n| n.state() == NodeState::Up && n.layout.as_ref() == Some(&ours));
     let keyspaces: Vec<(&Keyspace, Margins)> = layout
         .keyspaces()
         .values()
-        .map(|k| {
-            (
-                k,
-                verdict::margins(k, &verdict::live_copies(layout, k.n, &up)),
-            )
-        })
+        .map(|k| (k, verdict::margins(k, &verdict::live_copies(layout, k.n, &up))))
         .collect();
-    let missing: Vec<Missing> = nodes
-        .iter()
-        .filter(|n| n.state() != NodeState::Up)
-        .map(missing)
-        .collect();
+    let missing: Vec<Missing> =
+        nodes.iter().filter(|n| n.state() != NodeState::Up).map(missing).collect();
     ClusterView {
         name: layout.cluster_name().to_owned(),
         id: cluster.id.to_bytes().to_vec().into(),
@@ -56,11 +45,7 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         observed_at_ms: clock::now_ms(),
         layout_agreed: agreed.count() as u32,
         layout: Some(ours),
-        verdict: Some(wire_verdict(verdict::verdict(
-            nodes.len(),
-            &missing,
-            &keyspaces,
-        ))),
+        verdict: Some(wire_verdict(verdict::verdict(nodes.len(), &missing, &keyspaces))),
         live_copies: verdict::live_copies(layout, shown.n, &up).into(),
         keyspaces: keyspace_views(&keyspaces),
         nodes,
@@ -88,11 +73,7 @@ pub fn layout_view(cluster: &Cluster) -> LayoutView {
     };
     LayoutView {
         layout: Some(layout_ref(layout)),
-        parents: layout
-            .parents()
-            .iter()
-            .map(|id| id.to_bytes().to_vec().into())
-            .collect(),
+        parents: layout.parents().iter().map(|id| id.to_bytes().to_vec().into()).collect(),
         cluster_name: layout.cluster_name().to_owned(),
         cluster_id: cluster.id.to_bytes().to_vec().into(),
         partition_bits: layout.partition_bits(),
@@ -120,10 +101,7 @@ pub fn wire_keyspace(keyspace: &Keyspace) -> v1::Keyspace {
 
 /// A layout's name on the wire.
 pub fn layout_ref(layout: &Layout) -> LayoutRef {
-    LayoutRef {
-        id: layout.id().to_bytes().to_vec().into(),
-        depth: layout.depth(),
-    }
+    LayoutRef { id: layout.id().to_bytes().to_vec().into(), depth: layout.depth() }
 }
 
 /// Whether a member is up, as this node sees it.
@@ -226,10 +204,7 @@ fn keyspace_views(keyspaces: &[(&Keyspace, Margins)]) -> Vec<KeyspaceView> {
     };
     let mut views: Vec<KeyspaceView> = keyspaces.iter().map(view).collect();
     views.sort_by(|a, b| {
-        a.keyspace
-            .as_ref()
-            .map(|k| &k.name)
-            .cmp(&b.keyspace.as_ref().map(|k| &k.name))
+        a.keyspace.as_ref().map(|k| &k.name).cmp(&b.keyspace.as_ref().map(|k| &k.name))
     });
     views
 }

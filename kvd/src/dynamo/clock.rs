@@ -56,10 +56,7 @@ const CEILING_STEP_MS: u64 = 10_000;
 impl HybridClock {
     /// A clock that resumes above `ceiling`, the value last persisted.
     pub fn resume(ceiling: Counter) -> Self {
-        Self {
-            last: ceiling,
-            ceiling,
-        }
+        Self { last: ceiling, ceiling }
     }
 
     /// A counter above every earlier one and above `seen`, and the new ceiling if it must be

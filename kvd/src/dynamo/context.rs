@@ -95,9 +95,7 @@ impl Sealer {
             return Err(ContextError::Invalid);
         }
         if clock.newest().is_too_far_ahead(now_ms) {
-            return Err(ContextError::Future {
-                ahead_ms: clock.newest().ms() - now_ms,
-            });
+            return Err(ContextError::Future { ahead_ms: clock.newest().ms() - now_ms });
         }
         Ok(clock)
     }
@@ -126,11 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(name: &str) -> Key {
-        Key::new(
-            KeyspaceId::of("default"),
-            Bytes::copy_from_slice(name.as_bytes()),
-        )
-        .unwrap()
+        Key::new(KeyspaceId::of("default"), Bytes::copy_from_slice(name.as_bytes())).unwrap()
     }
 
     fn sealer() -> Sealer {
@@ -138,14 +132,8 @@ mod tests {
     }
 
     fn clock() -> Clock {
-        let mut clock = Clock::of_dots([Dot {
-            actor: Actor(3),
-            counter: Counter::at_ms(50),
-        }]);
-        clock.advance(Dot {
-            actor: Actor(4),
-            counter: Counter::at_ms(60),
-        });
+        let mut clock = Clock::of_dots([Dot { actor: Actor(3), counter: Counter::at_ms(50) }]);
+        clock.advance(Dot { actor: Actor(4), counter: Counter::at_ms(60) });
         clock
     }
 
@@ -153,10 +141,7 @@ mod tests {
     fn a_context_opens_to_the_clock_it_was_made_from() {
         let context = sealer().seal(&key("k"), &clock()).into();
         assert_eq!(sealer().open(&key("k"), &context, 1000), Ok(clock()));
-        assert_eq!(
-            sealer().open(&key("k"), &Bytes::new(), 1000),
-            Ok(Clock::new())
-        );
+        assert_eq!(sealer().open(&key("k"), &Bytes::new(), 1000), Ok(Clock::new()));
     }
 
     #[test]
@@ -176,15 +161,9 @@ mod tests {
     #[test]
     fn a_context_from_the_future_is_refused() {
         let newest = clock().newest().ms() + DRIFT_MS_MAX + 1_000_000;
-        let ahead = Clock::of_dots([Dot {
-            actor: Actor(1),
-            counter: Counter::at_ms(newest),
-        }]);
+        let ahead = Clock::of_dots([Dot { actor: Actor(1), counter: Counter::at_ms(newest) }]);
         let context = sealer().seal(&key("k"), &ahead).into();
-        assert!(matches!(
-            sealer().open(&key("k"), &context, 0),
-            Err(ContextError::Future { .. })
-        ));
+        assert!(matches!(sealer().open(&key("k"), &context, 0), Err(ContextError::Future { .. })));
         assert!(sealer().open(&key("k"), &context, newest).is_ok());
     }
 

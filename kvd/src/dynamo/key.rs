@@ -24,11 +24,7 @@ impl Key {
         if bytes.is_empty() || bytes.len() > KEY_BYTES_MAX {
             return Err(KeyLengthError(bytes.len()));
         }
-        Ok(Self {
-            keyspace,
-            token: Token::of(&bytes),
-            bytes,
-        })
+        Ok(Self { keyspace, token: Token::of(&bytes), bytes })
     }
 
     /// The keyspace it belongs to.

@@ -104,11 +104,7 @@ pub enum LayoutError {
     N { keyspace: String, n: u8 },
     /// Distinct nodes are needed for N copies.
     #[error("N={n} of keyspace {keyspace} needs {n} nodes, there are {members}")]
-    NAboveMembers {
-        keyspace: String,
-        n: u8,
-        members: usize,
-    },
+    NAboveMembers { keyspace: String, n: u8, members: usize },
     /// A read quorum of nobody.
     #[error("R=0 of keyspace {keyspace} is not within 1 and N={n}")]
     RZero { keyspace: String, n: u8 },
@@ -137,11 +133,7 @@ pub enum LayoutError {
     Depth { depth: u64, parents: usize },
     /// A keyspace created by no ancestor.
     #[error("keyspace {keyspace} has stamp {stamp}, not within 1 and the depth {depth}")]
-    Stamp {
-        keyspace: String,
-        stamp: u64,
-        depth: u64,
-    },
+    Stamp { keyspace: String, stamp: u64, depth: u64 },
     /// A ring cut into another number of partitions.
     #[error("2^{found} partitions: this version knows 2^{PARTITION_BITS}")]
     PartitionBits { found: u32 },
@@ -168,11 +160,7 @@ pub enum LayoutError {
     Tables { found: Vec<u8>, wanted: Vec<u8> },
     /// A row names a node twice, or one that is no member.
     #[error("row {partition} of the table for N={n} names a node twice or no member: {row:?}")]
-    Row {
-        n: u8,
-        partition: u32,
-        row: Vec<u16>,
-    },
+    Row { n: u8, partition: u32, row: Vec<u16> },
     /// No table can be made.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -212,15 +200,10 @@ impl Member {
         check_name("node", &self.name)?;
         check_name("zone", &self.zone)?;
         if !is_address(&self.address) {
-            return Err(LayoutError::Address {
-                address: self.address.clone(),
-            });
+            return Err(LayoutError::Address { address: self.address.clone() });
         }
         if !(1..=WEIGHT_MAX).contains(&self.weight) {
-            return Err(LayoutError::Weight {
-                name: self.name.clone(),
-                weight: self.weight,
-            });
+            return Err(LayoutError::Weight { name: self.name.clone(), weight: self.weight });
         }
         Ok(())
     }
@@ -292,10 +275,7 @@ impl Keyspace {
             () if w == 0 => Err(LayoutError::WZero { keyspace, n }),
             () if w > n => Err(LayoutError::WAboveN { keyspace, w, n }),
             () if !(1..=VALUE_BYTES_MAX).contains(&self.value_bytes_max) => {
-                Err(LayoutError::ValueBytesMax {
-                    keyspace,
-                    found: self.value_bytes_max,
-                })
+                Err(LayoutError::ValueBytesMax { keyspace, found: self.value_bytes_max })
             }
             () => Ok(()),
         }
@@ -327,23 +307,12 @@ impl Keyspace {
             0 => Mode::Sloppy,
             1 => Mode::Strict,
             found => {
-                return Err(LayoutError::Mode {
-                    keyspace: name,
-                    found,
-                });
+                return Err(LayoutError::Mode { keyspace: name, found });
             }
         };
         let value_bytes_max = u32::from_be_bytes(bytes.array()?);
         let stamp = u64::from_be_bytes(bytes.array()?);
-        Ok(Self {
-            name,
-            n,
-            r,
-            w,
-            mode,
-            value_bytes_max,
-            stamp,
-        })
+        Ok(Self { name, n, r, w, mode, value_bytes_max, stamp })
     }
 }
 
@@ -358,10 +327,7 @@ pub struct Table {
 
 impl Table {
     pub(crate) fn new(n: u8, slots: Vec<u16>) -> Self {
-        assert!(
-            n > 0 && slots.len().is_multiple_of(usize::from(n)),
-            "a table is whole rows"
-        );
+        assert!(n > 0 && slots.len().is_multiple_of(usize::from(n)), "a table is whole rows");
         Self { n, slots }
     }
 
@@ -389,11 +355,7 @@ impl Table {
             .map(|member| to.binary_search_by_key(&member.uid, |other| other.uid))
             .map(|found| found.map_or(EMPTY, |slot| slot as u16))
             .collect();
-        let slots = self
-            .slots
-            .iter()
-            .map(|&slot| moved[usize::from(slot)])
-            .collect();
+        let slots = self.slots.iter().map(|&slot| moved[usize::from(slot)]).collect();
         Self { n: self.n, slots }
     }
 
@@ -402,11 +364,7 @@ impl Table {
             let distinct = (1..row.len()).all(|place| !row[..place].contains(&row[place]));
             if !distinct || row.iter().any(|&slot| usize::from(slot) >= members) {
                 let (partition, row) = (partition as u32, row.to_vec());
-                return Err(LayoutError::Row {
-                    n: self.n,
-                    partition,
-                    row,
-                });
+                return Err(LayoutError::Row { n: self.n, partition, row });
             }
         }
         Ok(())
@@ -420,18 +378,10 @@ impl Table {
     fn decode(bytes: &mut Reader<'_>, bits: u32) -> Result<Self, LayoutError> {
         let n = bytes.u8()?;
         if !(1..=N_MAX).contains(&n) {
-            return Err(LayoutError::N {
-                keyspace: "(table)".into(),
-                n,
-            });
+            return Err(LayoutError::N { keyspace: "(table)".into(), n });
         }
         let slots = bytes.take((usize::from(n) << bits) * 2)?.chunks_exact(2);
-        Ok(Self::new(
-            n,
-            slots
-                .map(|slot| u16::from_be_bytes([slot[0], slot[1]]))
-                .collect(),
-        ))
+        Ok(Self::new(n, slots.map(|slot| u16::from_be_bytes([slot[0], slot[1]])).collect()))
     }
 }
 
@@ -472,10 +422,7 @@ impl Layout {
         default_keyspace: Keyspace,
     ) -> Result<Self, LayoutError> {
         members.sort_by_key(|member| member.uid);
-        let keyspace = Keyspace {
-            stamp: 1,
-            ..default_keyspace
-        };
+        let keyspace = Keyspace { stamp: 1, ..default_keyspace };
         let layout = Self {
             id: LayoutId(0),
             parents: Vec::new(),
@@ -509,10 +456,7 @@ impl Layout {
         let mut child = self.clone();
         child.parents = vec![self.id];
         child.depth += 1;
-        let keyspace = Keyspace {
-            stamp: child.depth,
-            ..keyspace
-        };
+        let keyspace = Keyspace { stamp: child.depth, ..keyspace };
         child.keyspaces.insert(keyspace.id(), keyspace);
         child.seal()
     }
@@ -556,11 +500,8 @@ impl Layout {
         other: &Self,
         keyspaces: BTreeMap<KeyspaceId, Keyspace>,
     ) -> Result<Self, LayoutError> {
-        let (greater, lesser) = if self.rank() >= other.rank() {
-            (self, other)
-        } else {
-            (other, self)
-        };
+        let (greater, lesser) =
+            if self.rank() >= other.rank() { (self, other) } else { (other, self) };
         let mut child = greater.clone();
         child.parents = vec![lesser.id.min(greater.id), lesser.id.max(greater.id)];
         child.depth += 1;
@@ -600,9 +541,7 @@ impl Layout {
             return Err(LayoutError::Depth { depth, parents });
         }
         if self.partition_bits != PARTITION_BITS {
-            return Err(LayoutError::PartitionBits {
-                found: self.partition_bits,
-            });
+            return Err(LayoutError::PartitionBits { found: self.partition_bits });
         }
         self.check_members()?;
         self.check_keyspaces()
@@ -625,18 +564,10 @@ impl Layout {
             let (name, n) = (keyspace.name.clone(), keyspace.n);
             let (members, depth, stamp) = (self.members.len(), self.depth, keyspace.stamp);
             if usize::from(n) > members {
-                return Err(LayoutError::NAboveMembers {
-                    keyspace: name,
-                    n,
-                    members,
-                });
+                return Err(LayoutError::NAboveMembers { keyspace: name, n, members });
             }
             if !(1..=depth).contains(&stamp) {
-                return Err(LayoutError::Stamp {
-                    keyspace: name,
-                    stamp,
-                    depth,
-                });
+                return Err(LayoutError::Stamp { keyspace: name, stamp, depth });
             }
         }
         match self.keyspace(DEFAULT_KEYSPACE) {
@@ -649,14 +580,9 @@ impl Layout {
         let wanted = self.wanted_tables();
         if !self.tables.keys().eq(&wanted) {
             let found = self.tables.keys().copied().collect();
-            return Err(LayoutError::Tables {
-                found,
-                wanted: wanted.into_iter().collect(),
-            });
+            return Err(LayoutError::Tables { found, wanted: wanted.into_iter().collect() });
         }
-        self.tables
-            .values()
-            .try_for_each(|table| table.check(self.members.len()))
+        self.tables.values().try_for_each(|table| table.check(self.members.len()))
     }
 
     /// The bytes of this layout; see the module's head. The same layout has the same bytes on every
@@ -671,17 +597,11 @@ impl Layout {
         put_text(&mut out, &self.cluster_name);
         out.push(self.partition_bits as u8);
         out.extend((self.members.len() as u16).to_be_bytes());
-        self.members
-            .iter()
-            .for_each(|member| member.encode(&mut out));
+        self.members.iter().for_each(|member| member.encode(&mut out));
         out.extend((self.keyspaces.len() as u16).to_be_bytes());
-        self.keyspaces
-            .values()
-            .for_each(|keyspace| keyspace.encode(&mut out));
+        self.keyspaces.values().for_each(|keyspace| keyspace.encode(&mut out));
         out.push(self.tables.len() as u8);
-        self.tables
-            .values()
-            .for_each(|table| table.encode(&mut out));
+        self.tables.values().for_each(|table| table.encode(&mut out));
         out
     }
 
@@ -703,20 +623,14 @@ impl Layout {
         layout.check_facts()?;
         for _ in 0..reader.u8()? {
             let table = Table::decode(&mut reader, layout.partition_bits)?;
-            if layout
-                .tables
-                .last_key_value()
-                .is_some_and(|(&last, _)| last >= table.n)
-            {
+            if layout.tables.last_key_value().is_some_and(|(&last, _)| last >= table.n) {
                 return Err(LayoutError::Order { what: "tables" });
             }
             layout.tables.insert(table.n, table);
         }
         layout.check_tables()?;
         if !reader.rest.is_empty() {
-            return Err(LayoutError::Trailing {
-                bytes: reader.rest.len(),
-            });
+            return Err(LayoutError::Trailing { bytes: reader.rest.len() });
         }
         debug_assert_eq!(layout.encode(), bytes, "a layout has one encoding");
         layout.id = id_of(bytes);
@@ -745,25 +659,13 @@ impl Layout {
         for _ in 0..count {
             let keyspace = Keyspace::decode(reader)?;
             let id = keyspace.id();
-            if keyspaces
-                .last_key_value()
-                .is_some_and(|(&last, _)| last >= id)
-            {
+            if keyspaces.last_key_value().is_some_and(|(&last, _)| last >= id) {
                 return Err(LayoutError::Order { what: "keyspaces" });
             }
             keyspaces.insert(id, keyspace);
         }
         let (id, tables) = (LayoutId(0), BTreeMap::new());
-        Ok(Self {
-            id,
-            parents,
-            depth,
-            cluster_name,
-            partition_bits,
-            members,
-            keyspaces,
-            tables,
-        })
+        Ok(Self { id, parents, depth, cluster_name, partition_bits, members, keyspaces, tables })
     }
 
     /// A hash of [`Layout::encode`].
@@ -814,8 +716,7 @@ impl Layout {
     /// The keyspace called `name`.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         // Another name may hash to the same id.
-        self.keyspace_by_id(KeyspaceId::of(name))
-            .filter(|keyspace| keyspace.name == name)
+        self.keyspace_by_id(KeyspaceId::of(name)).filter(|keyspace| keyspace.name == name)
     }
 
     /// The keyspace of `id`.
@@ -852,9 +753,7 @@ impl Layout {
 
     /// The members that hold `partition` in keyspaces of `n` copies; `n` as in [`Layout::row`].
     pub fn replicas(&self, n: u8, partition: u32) -> impl Iterator<Item = &Member> {
-        self.row(n, partition)
-            .iter()
-            .map(|&slot| &self.members[usize::from(slot)])
+        self.row(n, partition).iter().map(|&slot| &self.members[usize::from(slot)])
     }
 
     /// How many partitions each slot holds in keyspaces of `n` copies; `n` as in [`Layout::row`].
@@ -874,9 +773,7 @@ impl Layout {
     }
 
     fn table(&self, n: u8) -> &Table {
-        self.tables
-            .get(&n)
-            .expect("a layout has a table for the N of each of its keyspaces")
+        self.tables.get(&n).expect("a layout has a table for the N of each of its keyspaces")
     }
 }
 
@@ -905,10 +802,7 @@ fn check_name(what: &'static str, name: &str) -> Result<(), LayoutError> {
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(allowed) {
         return Ok(());
     }
-    Err(LayoutError::Name {
-        what,
-        name: name.to_owned(),
-    })
+    Err(LayoutError::Name { what, name: name.to_owned() })
 }
 
 /// Whether this is HOST:PORT. Whether the host exists is the network's to say.
@@ -919,9 +813,7 @@ fn is_address(address: &str) -> bool {
     let digits = port.bytes().all(|byte| byte.is_ascii_digit());
     let port = port.parse::<u16>().is_ok_and(|port| digits && port != 0);
     // Unbracketed, the last group of an IPv6 host would be taken for the port.
-    let bracketed = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let plain = !host.contains([':', '[', ']']);
     let host = bracketed.or(plain.then_some(host)).unwrap_or("");
     let graphic = host.bytes().all(|byte| byte.is_ascii_graphic());
@@ -938,11 +830,7 @@ fn check_member_count(found: usize) -> Result<(), LayoutError> {
 
 fn check_keyspace_count(found: usize) -> Result<(), LayoutError> {
     let allowed = KEYSPACES_JOINED_MAX;
-    if found <= allowed {
-        Ok(())
-    } else {
-        Err(LayoutError::TooManyKeyspaces { found, allowed })
-    }
+    if found <= allowed { Ok(()) } else { Err(LayoutError::TooManyKeyspaces { found, allowed }) }
 }
 
 fn check_distinct<T: Ord + ToString>(
@@ -952,10 +840,7 @@ fn check_distinct<T: Ord + ToString>(
     let mut seen = BTreeSet::new();
     for value in values {
         if seen.contains(&value) {
-            return Err(LayoutError::Duplicate {
-                what,
-                value: value.to_string(),
-            });
+            return Err(LayoutError::Duplicate { what, value: value.to_string() });
         }
         seen.insert(value);
     }
@@ -967,11 +852,7 @@ fn check_ascending<T: Ord>(
     values: impl Iterator<Item = T>,
 ) -> Result<(), LayoutError> {
     let ascending = values.is_sorted_by(|a, b| a < b);
-    if ascending {
-        Ok(())
-    } else {
-        Err(LayoutError::Order { what })
-    }
+    if ascending { Ok(()) } else { Err(LayoutError::Order { what }) }
 }
 
 /// Names and addresses are checked to be at most 255 bytes before they are written.
@@ -987,10 +868,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, wanted: usize) -> Result<&'a [u8], LayoutError> {
-        let short = LayoutError::Short {
-            wanted,
-            left: self.rest.len(),
-        };
+        let short = LayoutError::Short { wanted, left: self.rest.len() };
         let (taken, rest) = self.rest.split_at_checked(wanted).ok_or(short)?;
         self.rest = rest;
         Ok(taken)
@@ -1036,15 +914,7 @@ pub(crate) mod samples {
     pub(crate) fn keyspace(name: &str, n: u8) -> Keyspace {
         let (r, w) = (n / 2 + 1, n / 2 + 1);
         let (name, mode) = (name.to_owned(), Mode::Sloppy);
-        Keyspace {
-            name,
-            n,
-            r,
-            w,
-            mode,
-            value_bytes_max: VALUE_BYTES_MAX,
-            stamp: 0,
-        }
+        Keyspace { name, n, r, w, mode, value_bytes_max: VALUE_BYTES_MAX, stamp: 0 }
     }
 
     /// A first layout whose default keyspace has N=3.
@@ -1095,12 +965,7 @@ mod tests {
         assert_eq!((layout.depth(), layout.parents()), (1, &[][..]));
         assert_eq!(layout.keyspace("default").unwrap().stamp, 1);
         assert_eq!(layout.copies(3), [256; 3]);
-        assert!(
-            layout
-                .fair_ratio(3)
-                .iter()
-                .all(|fair| fair.load_ppm(256) == 1_000_000)
-        );
+        assert!(layout.fair_ratio(3).iter().all(|fair| fair.load_ppm(256) == 1_000_000));
         for (slot, member) in layout.members().iter().enumerate() {
             assert_eq!(layout.member(member.uid), Some(member));
             assert_eq!(layout.member_named(&member.name), Some(member));
@@ -1120,34 +985,16 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_is_allowed() {
-        assert_eq!(
-            with_default(|k| k.w = 4),
-            "W=4 is above N=3 in keyspace default"
-        );
-        assert_eq!(
-            with_default(|k| k.r = 4),
-            "R=4 is above N=3 in keyspace default"
-        );
-        assert_eq!(
-            with_default(|k| k.r = 0),
-            "R=0 of keyspace default is not within 1 and N=3"
-        );
-        assert_eq!(
-            with_default(|k| k.w = 0),
-            "W=0 of keyspace default is not within 1 and N=3"
-        );
-        assert_eq!(
-            with_default(|k| k.n = 8),
-            "N=8 of keyspace default is not within 1 and 7"
-        );
+        assert_eq!(with_default(|k| k.w = 4), "W=4 is above N=3 in keyspace default");
+        assert_eq!(with_default(|k| k.r = 4), "R=4 is above N=3 in keyspace default");
+        assert_eq!(with_default(|k| k.r = 0), "R=0 of keyspace default is not within 1 and N=3");
+        assert_eq!(with_default(|k| k.w = 0), "W=0 of keyspace default is not within 1 and N=3");
+        assert_eq!(with_default(|k| k.n = 8), "N=8 of keyspace default is not within 1 and 7");
         let needs = "N=4 of keyspace default needs 4 nodes, there are 3";
         assert_eq!(with_default(|k| k.n = 4), needs);
         let limit = "value limit 0 bytes of keyspace default is not within 1 and 8388608";
         assert_eq!(with_default(|k| k.value_bytes_max = 0), limit);
-        assert_eq!(
-            with_default(|k| k.name = "x".into()),
-            "the keyspace `default` is missing"
-        );
+        assert_eq!(with_default(|k| k.name = "x".into()), "the keyspace `default` is missing");
         let name = "keyspace name `a b` is not allowed: 1 to 64 of A-Z a-z 0-9 . _ -";
         assert_eq!(with_default(|k| k.name = "a b".into()), name);
         assert_eq!(with_first(|m| m.weight = 0), {
@@ -1166,15 +1013,9 @@ mod tests {
         let same_uid = with_first(|member| member.uid = last.uid);
         assert_eq!(same_uid, format!("two members have the uid {}", last.uid));
         let same_name = with_first(|member| member.name = last.name.clone());
-        assert_eq!(
-            same_name,
-            format!("two members have the name {}", last.name)
-        );
+        assert_eq!(same_name, format!("two members have the name {}", last.name));
         let same_address = with_first(|member| member.address = last.address.clone());
-        assert_eq!(
-            same_address,
-            format!("two members have the address {}", last.address)
-        );
+        assert_eq!(same_address, format!("two members have the address {}", last.address));
     }
 
     #[test]
@@ -1183,9 +1024,8 @@ mod tests {
             assert!(is_address(address), "{address}");
         }
         let long = format!("{}:7400", "a".repeat(251));
-        let bad = [
-            "", "a", ":1", "a:", "a:0", "a:+1", "a:65536", "a b:1", "::1:7400", "[]:1", "é:1",
-        ];
+        let bad =
+            ["", "a", ":1", "a:", "a:0", "a:+1", "a:65536", "a b:1", "::1:7400", "[]:1", "é:1"];
         for address in bad.into_iter().chain([long.as_str()]) {
             assert!(!is_address(address), "{address}");
         }
@@ -1201,12 +1041,7 @@ mod tests {
         assert_eq!(child.row(3, 7), first.row(3, 7));
         assert_ne!(child.id(), first.id());
         let again = child.with_keyspace(keyspace("logs", 1)).unwrap_err();
-        assert_eq!(
-            again,
-            LayoutError::KeyspaceExists {
-                name: "logs".into()
-            }
-        );
+        assert_eq!(again, LayoutError::KeyspaceExists { name: "logs".into() });
     }
 
     #[test]
@@ -1214,9 +1049,7 @@ mod tests {
         let fill = |side: &str| {
             let mut layout = three();
             for i in 1..KEYSPACES_MAX {
-                layout = layout
-                    .with_keyspace(keyspace(&format!("{side}{i}"), 3))
-                    .unwrap();
+                layout = layout.with_keyspace(keyspace(&format!("{side}{i}"), 3)).unwrap();
             }
             layout
         };
@@ -1236,10 +1069,7 @@ mod tests {
         let both = merged(&left, &right);
         assert_eq!(both, merged(&right, &left));
         assert_eq!(both.depth(), 3);
-        assert_eq!(
-            both.parents(),
-            [left.id().min(right.id()), left.id().max(right.id())]
-        );
+        assert_eq!(both.parents(), [left.id().min(right.id()), left.id().max(right.id())]);
         assert_eq!(both.tables().len(), 3);
         assert_eq!(both.join(&left).unwrap(), Joined::Ours);
         assert_eq!(right.join(&both).unwrap(), Joined::Theirs);
@@ -1278,10 +1108,7 @@ mod tests {
         let ours = three();
         let other = Layout::genesis("other", ours.members().to_vec(), keyspace("default", 3));
         let differs = ours.join(&other.unwrap()).unwrap_err();
-        assert_eq!(
-            differs.to_string(),
-            "cluster test and cluster other cannot be joined"
-        );
+        assert_eq!(differs.to_string(), "cluster test and cluster other cannot be joined");
         let more = layout(&[1, 2, 3, 4], 3);
         assert_eq!(ours.join(&more), Err(JoinError::MembersDiffer));
     }
@@ -1297,41 +1124,19 @@ mod tests {
         assert_eq!(error(&|b| b[0] = b'X'), LayoutError::Magic);
         assert_eq!(error(&|b| b[4] = 2), LayoutError::Version { found: 2 });
         assert_eq!(error(&|b| b.push(0)), LayoutError::Trailing { bytes: 1 });
-        assert!(matches!(
-            error(&|b| b.truncate(b.len() - 1)),
-            LayoutError::Short { .. }
-        ));
-        let depth_zero = LayoutError::Depth {
-            depth: 0,
-            parents: 0,
-        };
+        assert!(matches!(error(&|b| b.truncate(b.len() - 1)), LayoutError::Short { .. }));
+        let depth_zero = LayoutError::Depth { depth: 0, parents: 0 };
         assert_eq!(error(&|b| b[13] = 0), depth_zero);
         let bits = 4 + 1 + 1 + 8 + 1 + "test".len();
-        assert_eq!(
-            error(&|b| b[bits] = 9),
-            LayoutError::PartitionBits { found: 9 }
-        );
-        assert_eq!(
-            error(&|b| b[bits + 1..][..2].fill(0)),
-            LayoutError::NoMembers
-        );
+        assert_eq!(error(&|b| b[bits] = 9), LayoutError::PartitionBits { found: 9 });
+        assert_eq!(error(&|b| b[bits + 1..][..2].fill(0)), LayoutError::NoMembers);
         let crowd = error(&|b| b[bits + 1..][..2].fill(0xff));
         assert_eq!(crowd, LayoutError::TooManyMembers { found: 65535 });
         let twice = error(&|b| {
             let end = b.len();
             b.copy_within(end - 2..end, end - 4);
         });
-        assert!(
-            matches!(
-                twice,
-                LayoutError::Row {
-                    n: 3,
-                    partition: 255,
-                    ..
-                }
-            ),
-            "{twice}"
-        );
+        assert!(matches!(twice, LayoutError::Row { n: 3, partition: 255, .. }), "{twice}");
         let nobody = error(&|b| *b.last_mut().unwrap() = 3);
         assert!(matches!(nobody, LayoutError::Row { .. }), "{nobody}");
     }
@@ -1390,19 +1195,15 @@ mod tests {
         fn tell(&mut self, head: &Layout, to: usize) {
             let joined = merged(self.head(to), head);
             assert_eq!(joined, merged(head, self.head(to)), "a join is commutative");
-            assert!(
-                joined.depth >= self.head(to).depth,
-                "a head never goes back"
-            );
+            assert!(joined.depth >= self.head(to).depth, "a head never goes back");
             self.0[to].push(joined);
         }
 
         fn happen(&mut self, event: Event) {
             match event {
                 Event::Create { node, number, n } => {
-                    if let Ok(head) = self
-                        .head(node)
-                        .with_keyspace(keyspace(&format!("k{number}"), n))
+                    if let Ok(head) =
+                        self.head(node).with_keyspace(keyspace(&format!("k{number}"), n))
                     {
                         self.0[node].push(head);
                     }
@@ -1490,8 +1291,6 @@ mod tests {
     }
 
     fn pairs() -> Vec<(usize, usize)> {
-        (0..5)
-            .flat_map(|from| (0..5).map(move |to| (from, to)))
-            .collect()
+        (0..5).flat_map(|from| (0..5).map(move |to| (from, to))).collect()
     }
 }

@@ -100,15 +100,8 @@ impl Object {
     /// An object of these siblings, all of which `clock` must cover.
     pub fn from_parts(clock: Clock, siblings: impl IntoIterator<Item = (Dot, Record)>) -> Self {
         let siblings: BTreeMap<Dot, Record> = siblings.into_iter().collect();
-        assert!(
-            siblings.keys().all(|dot| clock.covers(*dot)),
-            "an object has seen its siblings"
-        );
-        Self {
-            clock,
-            siblings,
-            mine: None,
-        }
+        assert!(siblings.keys().all(|dot| clock.covers(*dot)), "an object has seen its siblings");
+        Self { clock, siblings, mine: None }
     }
 
     /// The clock: which writes this object sums up.
@@ -138,10 +131,7 @@ impl Object {
     /// bring it back.
     pub fn live(&self) -> Vec<(Dot, &Record)> {
         let mut requests = BTreeSet::new();
-        let values = self
-            .siblings
-            .iter()
-            .filter(|(_, record)| record.value.is_some());
+        let values = self.siblings.iter().filter(|(_, record)| record.value.is_some());
         values
             .filter(|(_, record)| requests.insert(record.request))
             .map(|(dot, record)| (*dot, record))
@@ -153,10 +143,7 @@ impl Object {
         let Some(shown) = self.siblings.get(&dot) else {
             return Clock::new();
         };
-        let twins = self
-            .siblings
-            .iter()
-            .filter(|(_, record)| record.request == shown.request);
+        let twins = self.siblings.iter().filter(|(_, record)| record.request == shown.request);
         Clock::of_dots(twins.map(|(dot, _)| *dot))
     }
 
@@ -185,28 +172,14 @@ impl Object {
     ) -> Result<Coordinated, WriteRefused> {
         let mut object = local.unwrap_or_default();
         if let Some(dot) = object.already_holds(intent) {
-            return Ok(Coordinated {
-                object,
-                dot,
-                ceiling: None,
-            });
+            return Ok(Coordinated { object, dot, ceiling: None });
         }
-        let context = intent
-            .context
-            .clone()
-            .unwrap_or_else(|| object.clock.clone());
-        let mine = object
-            .mine
-            .filter(|mine| mine.incarnation == minter.incarnation);
-        let mine = mine.unwrap_or(Mine {
-            incarnation: minter.incarnation,
-            actor: minter.fresh_actor,
-        });
+        let context = intent.context.clone().unwrap_or_else(|| object.clock.clone());
+        let mine = object.mine.filter(|mine| mine.incarnation == minter.incarnation);
+        let mine =
+            mine.unwrap_or(Mine { incarnation: minter.incarnation, actor: minter.fresh_actor });
         let (counter, ceiling) = minter.clock.mint(minter.now_ms, context.newest());
-        let dot = Dot {
-            actor: mine.actor,
-            counter,
-        };
+        let dot = Dot { actor: mine.actor, counter };
 
         let before = object.live().len();
         object.siblings.retain(|dot, _| !context.covers(*dot));
@@ -217,11 +190,7 @@ impl Object {
         if intent.record.value.is_some() {
             object.check_limits(before)?;
         }
-        Ok(Coordinated {
-            object,
-            dot,
-            ceiling,
-        })
+        Ok(Coordinated { object, dot, ceiling })
     }
 
     /// The dot of an earlier try of the same put that is still live here.
@@ -283,11 +252,8 @@ pub enum DecodeError {
 impl Object {
     /// Length of [`Object::encode`], bytes.
     pub fn encoded_len(&self) -> usize {
-        let values: usize = self
-            .siblings
-            .values()
-            .map(|r| r.value.as_ref().map_or(0, Bytes::len))
-            .sum();
+        let values: usize =
+            self.siblings.values().map(|r| r.value.as_ref().map_or(0, Bytes::len)).sum();
         let dots = self.clock.upto().len() + self.clock.dots().len();
         1 + 3 * 4 + dots * DOT_BYTES + self.siblings.len() * SIBLING_BYTES + values
     }
@@ -329,25 +295,16 @@ impl Object {
         let mut siblings = BTreeMap::new();
         for _ in 0..count {
             let (dot, record) = get_sibling(&mut bytes)?;
-            if siblings
-                .last_key_value()
-                .is_some_and(|(last, _)| dot <= *last)
-            {
+            if siblings.last_key_value().is_some_and(|(last, _)| dot <= *last) {
                 return Err(DecodeError::Malformed("siblings out of order"));
             }
             if !clock.covers(dot) {
-                return Err(DecodeError::Malformed(
-                    "a sibling its own clock has not seen",
-                ));
+                return Err(DecodeError::Malformed("a sibling its own clock has not seen"));
             }
             siblings.insert(dot, record);
         }
         match bytes.len() {
-            0 => Ok(Self {
-                clock,
-                siblings,
-                mine: None,
-            }),
+            0 => Ok(Self { clock, siblings, mine: None }),
             more => Err(DecodeError::Trailing(more)),
         }
     }
@@ -373,10 +330,7 @@ pub(super) fn get_clock(bytes: &mut Bytes) -> Result<Clock, DecodeError> {
     let mut upto = BTreeMap::new();
     for _ in 0..get_count(bytes, DOT_BYTES)? {
         let Dot { actor, counter } = get_dot(bytes)?;
-        if upto
-            .last_key_value()
-            .is_some_and(|(last, _)| actor <= *last)
-        {
+        if upto.last_key_value().is_some_and(|(last, _)| actor <= *last) {
             return Err(DecodeError::Malformed("actors out of order"));
         }
         upto.insert(actor, counter);
@@ -412,14 +366,7 @@ fn get_sibling(bytes: &mut Bytes) -> Result<(Dot, Record), DecodeError> {
         len if bytes.len() < len as usize => return Err(DecodeError::Short),
         len => Some(bytes.split_to(len as usize)),
     };
-    Ok((
-        dot,
-        Record {
-            value,
-            request,
-            checksum,
-        },
-    ))
+    Ok((dot, Record { value, request, checksum }))
 }
 
 /// A count of items of at least `item` bytes each; refused early if they cannot all be there, so
@@ -439,14 +386,7 @@ mod tests {
 
     fn intent(context: Option<Clock>, value: Option<&str>, request: u128) -> Intent {
         let value = value.map(|v| Bytes::copy_from_slice(v.as_bytes()));
-        Intent {
-            context,
-            record: Record {
-                value,
-                request: RequestId(request),
-                checksum: 7,
-            },
-        }
+        Intent { context, record: Record { value, request: RequestId(request), checksum: 7 } }
     }
 
     /// A replica on its own: copy, incarnation and counters.
@@ -462,9 +402,7 @@ mod tests {
     impl Replica {
         fn write(&mut self, intent: &Intent) -> Coordinated {
             self.minted += 1;
-            let clock = self
-                .clock
-                .get_or_insert(HybridClock::resume(Counter::default()));
+            let clock = self.clock.get_or_insert(HybridClock::resume(Counter::default()));
             let minter = Minter {
                 incarnation: Incarnation(self.incarnation),
                 clock,
@@ -493,11 +431,7 @@ mod tests {
     }
 
     fn values(object: &Object) -> Vec<&[u8]> {
-        object
-            .live()
-            .iter()
-            .map(|(_, r)| r.value.as_deref().unwrap())
-            .collect()
+        object.live().iter().map(|(_, r)| r.value.as_deref().unwrap()).collect()
     }
 
     #[test]
@@ -529,10 +463,7 @@ mod tests {
         let mut n1 = Replica::default();
         n1.put(None, "strangers", 1);
         let own = n1.put(None, "mine", 2);
-        let mut n2 = Replica {
-            name: 2,
-            ..Default::default()
-        };
+        let mut n2 = Replica { name: 2, ..Default::default() };
         n2.put(Some(Clock::of_dots([own])), "mine, again", 3);
         n2.merge(&n1.copy().clone());
         assert_eq!(values(n2.copy()), [b"strangers".as_slice(), b"mine, again"]);
@@ -540,24 +471,14 @@ mod tests {
 
     #[test]
     fn a_retry_through_another_coordinator_shows_one_value() {
-        let (mut n1, mut n2) = (
-            Replica::default(),
-            Replica {
-                name: 2,
-                ..Default::default()
-            },
-        );
+        let (mut n1, mut n2) = (Replica::default(), Replica { name: 2, ..Default::default() });
         n1.put(None, "v", 9);
         n2.put(None, "v", 9);
         n1.merge(&n2.copy().clone());
         assert_eq!(values(n1.copy()), [b"v"]);
         let shown = n1.copy().live()[0].0;
         n1.put(Some(n1.copy().context_of(shown)), "w", 10);
-        assert_eq!(
-            values(n1.copy()),
-            [b"w"],
-            "the context of the one shown covers its twin"
-        );
+        assert_eq!(values(n1.copy()), [b"w"], "the context of the one shown covers its twin");
     }
 
     #[test]
@@ -593,10 +514,7 @@ mod tests {
     fn an_actor_is_never_learned_from_a_peer() {
         let mut n1 = Replica::default();
         n1.put(None, "a", 1);
-        let mut n2 = Replica {
-            name: 2,
-            ..Default::default()
-        };
+        let mut n2 = Replica { name: 2, ..Default::default() };
         n2.merge(&Object::decode(n1.copy().encode().into()).unwrap());
         assert_eq!(n2.copy().mine(), None);
     }
@@ -659,12 +577,7 @@ mod tests {
         /// A get from the replicas in the mask; its context goes into a client's hand.
         Get { client: usize, mask: u8 },
         /// A put (or delete) through a replica, with the client's context or without.
-        Put {
-            client: usize,
-            at: usize,
-            blind: bool,
-            delete: bool,
-        },
+        Put { client: usize, at: usize, blind: bool, delete: bool },
         /// As Put, but the coordinator is killed after it sent and before it synced.
         TornPut { client: usize, at: usize, to: usize },
         /// One replica's object reaches another.
@@ -700,10 +613,7 @@ mod tests {
 
     impl History {
         fn new(nodes: usize) -> Self {
-            let replica = |name| Replica {
-                name: name as u64 + 1,
-                ..Default::default()
-            };
+            let replica = |name| Replica { name: name as u64 + 1, ..Default::default() };
             Self {
                 replicas: (0..nodes).map(replica).collect(),
                 models: vec![Model::default(); nodes],
@@ -721,18 +631,11 @@ mod tests {
             delete: bool,
         ) -> Coordinated {
             let (clock, dots) = self.clients[client].clone();
-            let (clock, dots) = if blind {
-                Default::default()
-            } else {
-                (clock, dots)
-            };
+            let (clock, dots) = if blind { Default::default() } else { (clock, dots) };
             let value = (!delete).then_some("v");
             let request = self.writes.len() as u128;
             let done = self.replicas[at].write(&intent(Some(clock), value, request));
-            assert!(
-                !self.writes.contains_key(&done.dot),
-                "a dot was minted twice"
-            );
+            assert!(!self.writes.contains_key(&done.dot), "a dot was minted twice");
             self.writes.insert(done.dot, dots);
             done
         }
@@ -749,22 +652,12 @@ mod tests {
                 Op::Get { client, mask } => {
                     let (mut object, mut model) = (Object::default(), Model::default());
                     for at in (0..n).filter(|at| mask >> at & 1 == 1) {
-                        object.merge(
-                            self.replicas[at]
-                                .copy
-                                .as_ref()
-                                .unwrap_or(&Object::default()),
-                        );
+                        object.merge(self.replicas[at].copy.as_ref().unwrap_or(&Object::default()));
                         model.merge(&self.models[at]);
                     }
                     self.clients[client] = (object.clock, model.known);
                 }
-                Op::Put {
-                    client,
-                    at,
-                    blind,
-                    delete,
-                } => {
+                Op::Put { client, at, blind, delete } => {
                     let at = at % n;
                     let done = self.coordinate(client, at, blind, delete);
                     self.models[at].write(&self.writes[&done.dot], done.dot);
@@ -803,16 +696,9 @@ mod tests {
             for (replica, model) in self.replicas.iter().zip(&self.models) {
                 let empty = Object::default();
                 let copy = replica.copy.as_ref().unwrap_or(&empty);
-                assert!(
-                    copy.siblings.keys().eq(&model.present),
-                    "{copy:?} against {model:?}"
-                );
+                assert!(copy.siblings.keys().eq(&model.present), "{copy:?} against {model:?}");
                 for dot in self.writes.keys() {
-                    assert_eq!(
-                        copy.clock.covers(*dot),
-                        model.known.contains(dot),
-                        "{dot:?}"
-                    );
+                    assert_eq!(copy.clock.covers(*dot), model.known.contains(dot), "{dot:?}");
                 }
             }
         }
@@ -821,12 +707,7 @@ mod tests {
         fn converge_and_check(&mut self) {
             let (mut all, mut model) = (Object::default(), Model::default());
             for at in 0..self.replicas.len() {
-                all.merge(
-                    self.replicas[at]
-                        .copy
-                        .as_ref()
-                        .unwrap_or(&Object::default()),
-                );
+                all.merge(self.replicas[at].copy.as_ref().unwrap_or(&Object::default()));
                 model.merge(&self.models[at]);
             }
             assert!(all.siblings.keys().eq(&model.present));
@@ -859,15 +740,9 @@ mod tests {
         prop::collection::vec(op(), 1..30).prop_map(|ops| {
             let mut history = History::new(3);
             ops.iter().for_each(|op| history.apply(op));
-            let mut copies = history
-                .replicas
-                .into_iter()
-                .map(|r| r.copy.unwrap_or_default().with_mine(None));
-            (
-                copies.next().unwrap(),
-                copies.next().unwrap(),
-                copies.next().unwrap(),
-            )
+            let mut copies =
+                history.replicas.into_iter().map(|r| r.copy.unwrap_or_default().with_mine(None));
+            (copies.next().unwrap(), copies.next().unwrap(), copies.next().unwrap())
         })
     }
 

@@ -139,10 +139,7 @@ fn check(previous: Option<&Table>, members: &[Member], n: u8, bits: u32) -> Resu
         return Err(PlanError::TooFewMembers { n, members: count });
     }
     if count > usize::from(EMPTY) {
-        return Err(PlanError::TooManyMembers {
-            members: count,
-            max: usize::from(EMPTY),
-        });
+        return Err(PlanError::TooManyMembers { members: count, max: usize::from(EMPTY) });
     }
     let (found, expected) = (previous.map_or(1 << bits, Table::partitions), 1 << bits);
     if found != expected {
@@ -163,17 +160,13 @@ struct Zones {
 
 impl Zones {
     fn of(members: &[Member], n: u8) -> Self {
-        let mut numbers: BTreeMap<&str, usize> = members
-            .iter()
-            .map(|member| (member.zone.as_str(), 0))
-            .collect();
+        let mut numbers: BTreeMap<&str, usize> =
+            members.iter().map(|member| (member.zone.as_str(), 0)).collect();
         for (number, zone) in numbers.values_mut().enumerate() {
             *zone = number;
         }
-        let of_slot: Vec<usize> = members
-            .iter()
-            .map(|member| numbers[member.zone.as_str()])
-            .collect();
+        let of_slot: Vec<usize> =
+            members.iter().map(|member| numbers[member.zone.as_str()]).collect();
         let mut sizes = vec![0; numbers.len()];
         for &zone in &of_slot {
             sizes[zone] += 1;
@@ -184,11 +177,7 @@ impl Zones {
         while sizes.iter().map(|&size| size.min(cap)).sum::<usize>() < n {
             cap += 1;
         }
-        Self {
-            of_slot,
-            sizes,
-            cap,
-        }
+        Self { of_slot, sizes, cap }
     }
 
     /// Most replicas zone `zone` can hold when the ring has `q` partitions.
@@ -207,10 +196,7 @@ struct Level {
 impl Level {
     /// The level at which nodes of these weights hold `amount` together, each at most `q`.
     fn pour(amount: usize, mut weights: Vec<u32>, q: usize) -> Self {
-        assert!(
-            amount <= q * weights.len(),
-            "no more is poured than the nodes can hold"
-        );
+        assert!(amount <= q * weights.len(), "no more is poured than the nodes can hold");
         weights.sort_unstable_by_key(|&weight| Reverse(weight));
         let (mut rest, q) = (amount as u128, q as u128);
         let mut open: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
@@ -225,19 +211,13 @@ impl Level {
         if open == 0 {
             return Self { num: q, den: 1 }; // All are full: at this level even weight 1 is.
         }
-        Self {
-            num: rest,
-            den: open,
-        }
+        Self { num: rest, den: open }
     }
 
     fn share(self, weight: u32, q: usize) -> Share {
         let num = (u128::from(weight) * self.num).min(q as u128 * self.den);
         let fits = |value: u128| u64::try_from(value).expect("weights are at most 10^6");
-        Share {
-            num: fits(num),
-            den: fits(self.den),
-        }
+        Share { num: fits(num), den: fits(self.den) }
     }
 }
 
@@ -253,21 +233,10 @@ fn shares(zones: &Zones, members: &[Member], n: u8, bits: u32) -> Vec<Share> {
     let mut levels: Vec<Option<Level>> = vec![None; weights.len()];
     let mut rest = usize::from(n) * q;
     let common = loop {
-        let open = weights
-            .iter()
-            .zip(&levels)
-            .filter(|(_, level)| level.is_none());
-        let level = Level::pour(
-            rest,
-            open.flat_map(|(weights, _)| weights.clone()).collect(),
-            q,
-        );
+        let open = weights.iter().zip(&levels).filter(|(_, level)| level.is_none());
+        let level = Level::pour(rest, open.flat_map(|(weights, _)| weights.clone()).collect(), q);
         let before = rest;
-        for (zone, closed) in levels
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, level)| level.is_none())
-        {
+        for (zone, closed) in levels.iter_mut().enumerate().filter(|(_, level)| level.is_none()) {
             let room = zones.room(zone, q);
             if overflows(level, &weights[zone], room, q) {
                 *closed = Some(Level::pour(room, weights[zone].clone(), q));
@@ -279,18 +248,13 @@ fn shares(zones: &Zones, members: &[Member], n: u8, bits: u32) -> Vec<Share> {
         }
     };
     let slots = members.iter().zip(&zones.of_slot);
-    slots
-        .map(|(member, &zone)| levels[zone].unwrap_or(common).share(member.weight, q))
-        .collect()
+    slots.map(|(member, &zone)| levels[zone].unwrap_or(common).share(member.weight, q)).collect()
 }
 
 /// Whether nodes of these weights would hold more than `room` together.
 fn overflows(level: Level, weights: &[u32], room: usize, q: usize) -> bool {
     let full = q as u128 * level.den;
-    let held: u128 = weights
-        .iter()
-        .map(|&w| (u128::from(w) * level.num).min(full))
-        .sum();
+    let held: u128 = weights.iter().map(|&w| (u128::from(w) * level.num).min(full)).sum();
     held > room as u128 * level.den
 }
 
@@ -314,25 +278,13 @@ impl<'a> Plan<'a> {
         let (n, q) = (usize::from(n), 1 << bits);
         let zero = vec![0; members.len()];
         let (target, load) = (zero.clone(), zero);
-        Self {
-            members,
-            zones,
-            n,
-            q,
-            fair,
-            target,
-            load,
-            places: vec![EMPTY; q * n],
-        }
+        Self { members, zones, n, q, fair, target, load, places: vec![EMPTY; q * n] }
     }
 
     /// Takes over the rows of `previous`, as far as they name members.
     fn keep(&mut self, previous: &Table) {
         for partition in 0..self.q {
-            let row = previous
-                .row(partition as u32)
-                .iter()
-                .map(|&slot| usize::from(slot));
+            let row = previous.row(partition as u32).iter().map(|&slot| usize::from(slot));
             let known = row.filter(|&slot| slot < self.members.len());
             for (place, slot) in known.take(self.n).enumerate() {
                 self.set(partition, place, Some(slot));
@@ -344,9 +296,7 @@ impl<'a> Plan<'a> {
     fn evict(&mut self) {
         for partition in 0..self.q {
             while let Some(zone) = self.crowded_zone(partition) {
-                let in_zone = self
-                    .slots(partition)
-                    .filter(|&s| self.zones.of_slot[s] == zone);
+                let in_zone = self.slots(partition).filter(|&s| self.zones.of_slot[s] == zone);
                 let fullest = in_zone.max_by(|&a, &b| self.by_fullness(a, b, &self.load, 0));
                 let slot = fullest.expect("a crowded zone has a copy");
                 self.set(partition, self.place_of(partition, slot), None);
@@ -363,9 +313,7 @@ impl<'a> Plan<'a> {
     /// below aims at its share, one above at the band's end; what is then over or missing is taken
     /// from the relatively fullest and dealt to the relatively emptiest.
     fn set_targets(&mut self) {
-        let bands: Vec<_> = (0..self.members.len())
-            .map(|slot| self.band(slot))
-            .collect();
+        let bands: Vec<_> = (0..self.members.len()).map(|slot| self.band(slot)).collect();
         let mut in_zone = vec![0; self.zones.sizes.len()];
         for (slot, &(low, high)) in bands.iter().enumerate() {
             let aim = self.aim(slot, low, high);
@@ -389,11 +337,7 @@ impl<'a> Plan<'a> {
             in_zone[zone] += 1;
             sum += 1;
         }
-        assert_eq!(
-            self.target.iter().sum::<usize>(),
-            wanted,
-            "targets are all replicas"
-        );
+        assert_eq!(self.target.iter().sum::<usize>(), wanted, "targets are all replicas");
     }
 
     /// Where a node's target starts, given its band.
@@ -401,21 +345,14 @@ impl<'a> Plan<'a> {
         let (fair, kept) = (self.fair[slot], self.load[slot].min(high));
         // To a node that should hold a few, even one more than its share is much.
         let much = fair.load_ppm(kept as u32) > KEPT_PPM_MAX;
-        if kept < low || much {
-            fair.floor() as usize
-        } else {
-            kept
-        }
+        if kept < low || much { fair.floor() as usize } else { kept }
     }
 
     /// Least and most a node may hold: its share rounded, and a little on either side.
     fn band(&self, slot: usize) -> (usize, usize) {
         let (floor, ceil) = (self.fair[slot].floor(), self.fair[slot].ceil());
         let slack = floor / BAND;
-        (
-            (floor - slack) as usize,
-            ((ceil + slack) as usize).min(self.q),
-        )
+        ((floor - slack) as usize, ((ceil + slack) as usize).min(self.q))
     }
 
     fn lower_fullest(&mut self, bands: &[(usize, usize)], zone: impl Fn(usize) -> bool) {
@@ -441,9 +378,7 @@ impl<'a> Plan<'a> {
     fn by_fullness(&self, a: usize, b: usize, load: &[usize], more: usize) -> Ordering {
         let [mine, theirs] = [a, b].map(|slot| (load[slot] + more) as u64);
         let hash = |slot: usize| mix(self.members[slot].uid, mine);
-        self.fair[a]
-            .compare(mine, self.fair[b], theirs)
-            .then_with(|| hash(a).cmp(&hash(b)))
+        self.fair[a].compare(mine, self.fair[b], theirs).then_with(|| hash(a).cmp(&hash(b)))
     }
 
     /// Phase A: each hole draws a node that fits, with a chance proportional to what the nodes
@@ -550,10 +485,7 @@ impl<'a> Plan<'a> {
                 if self.copies_in(partition, zone) < self.zones.cap {
                     search.reach(Vertex::Partition(partition), vertex);
                 }
-                for slot in self
-                    .slots(partition)
-                    .filter(|&s| self.zones.of_slot[s] == zone)
-                {
+                for slot in self.slots(partition).filter(|&s| self.zones.of_slot[s] == zone) {
                     search.reach(Vertex::Node(slot), vertex);
                 }
             }
@@ -591,15 +523,9 @@ impl<'a> Plan<'a> {
             let slots: Vec<usize> = self.slots(partition).collect();
             assert_eq!(slots.len(), self.n, "no partition is short");
             for (place, &slot) in slots.iter().enumerate() {
-                assert!(
-                    !slots[..place].contains(&slot),
-                    "no node holds a partition twice"
-                );
+                assert!(!slots[..place].contains(&slot), "no node holds a partition twice");
             }
-            assert!(
-                self.crowded_zone(partition).is_none(),
-                "zones are kept apart"
-            );
+            assert!(self.crowded_zone(partition).is_none(), "zones are kept apart");
         }
         assert_eq!(self.load, self.target, "every target is met");
         Table::new(self.n as u8, self.places)
@@ -612,8 +538,7 @@ impl<'a> Plan<'a> {
     /// The slots in a row, holes left out.
     fn slots(&self, partition: usize) -> impl Iterator<Item = usize> {
         let row = self.row(partition).iter();
-        row.filter(|&&slot| slot != EMPTY)
-            .map(|&slot| usize::from(slot))
+        row.filter(|&&slot| slot != EMPTY).map(|&slot| usize::from(slot))
     }
 
     fn holds(&self, partition: usize, slot: usize) -> bool {
@@ -621,17 +546,12 @@ impl<'a> Plan<'a> {
     }
 
     fn place_of(&self, partition: usize, slot: usize) -> usize {
-        let place = self
-            .row(partition)
-            .iter()
-            .position(|&held| usize::from(held) == slot);
+        let place = self.row(partition).iter().position(|&held| usize::from(held) == slot);
         place.expect("asked only of a slot in the row")
     }
 
     fn copies_in(&self, partition: usize, zone: usize) -> usize {
-        self.slots(partition)
-            .filter(|&slot| self.zones.of_slot[slot] == zone)
-            .count()
+        self.slots(partition).filter(|&slot| self.zones.of_slot[slot] == zone).count()
     }
 
     fn lacks(&self, slot: usize) -> usize {
@@ -689,12 +609,7 @@ struct Search {
 
 impl Search {
     fn new(nodes: usize, zones: usize, q: usize) -> Self {
-        Self {
-            queue: VecDeque::new(),
-            from: vec![None; q + q * zones + nodes],
-            zones,
-            q,
-        }
+        Self { queue: VecDeque::new(), from: vec![None; q + q * zones + nodes], zones, q }
     }
 
     fn index(&self, vertex: Vertex) -> usize {
@@ -757,11 +672,7 @@ mod tests {
     fn loads(table: &Table, members: usize) -> Vec<u32> {
         let mut loads = vec![0; members];
         for partition in 0..table.partitions() {
-            for &slot in table
-                .row(partition as u32)
-                .iter()
-                .filter(|&&slot| slot != EMPTY)
-            {
+            for &slot in table.row(partition as u32).iter().filter(|&&slot| slot != EMPTY) {
                 loads[usize::from(slot)] += 1;
             }
         }
@@ -777,32 +688,18 @@ mod tests {
             for (place, &slot) in row.iter().enumerate() {
                 assert!(!row[..place].contains(&slot), "{row:?}");
                 let zone = &members[usize::from(slot)].zone;
-                let beside = row
-                    .iter()
-                    .filter(|&&s| members[usize::from(s)].zone == *zone);
+                let beside = row.iter().filter(|&&s| members[usize::from(s)].zone == *zone);
                 assert!(beside.count() <= cap, "{row:?}");
             }
         }
         let fair = fair_shares(members, n, BITS).unwrap();
         let loads = loads(table, members.len());
-        loads
-            .iter()
-            .zip(fair)
-            .map(|(&load, fair)| fair.load_ppm(load))
-            .max()
-            .unwrap()
+        loads.iter().zip(fair).map(|(&load, fair)| fair.load_ppm(load)).max().unwrap()
     }
 
     fn moved(before: &Table, after: &Table) -> usize {
         let rows = 0..before.partitions() as u32;
-        rows.map(|p| {
-            after
-                .row(p)
-                .iter()
-                .filter(|s| !before.row(p).contains(s))
-                .count()
-        })
-        .sum()
+        rows.map(|p| after.row(p).iter().filter(|s| !before.row(p).contains(s)).count()).sum()
     }
 
     /// Checks that the table after a change is fair and that little more moved than had to.
@@ -830,10 +727,7 @@ mod tests {
             member.zone = (*zone).to_owned();
         }
         let shares = fair_shares(&members, n, BITS).unwrap();
-        shares
-            .iter()
-            .map(|share| (share.floor(), share.ceil()))
-            .collect()
+        shares.iter().map(|share| (share.floor(), share.ceil())).collect()
     }
 
     #[test]
@@ -843,22 +737,13 @@ mod tests {
         assert_eq!(shares_of(&[1, 1, 1, 1], &zones, 3), vec![(192, 192); 4]);
         // The heavy one cannot hold a partition twice; the others share the remaining 512.
         let full = (256, 256);
-        assert_eq!(
-            shares_of(&[9, 1, 1, 1], &zones, 3),
-            [full, (170, 171), (170, 171), (170, 171)]
-        );
+        assert_eq!(shares_of(&[9, 1, 1, 1], &zones, 3), [full, (170, 171), (170, 171), (170, 171)]);
         // Three zones for three copies: a zone holds 256, whatever its weight.
         let zones = ["a", "a", "b", "c"];
-        assert_eq!(
-            shares_of(&[3, 1, 1, 1], &zones, 3),
-            [(192, 192), (64, 64), full, full]
-        );
+        assert_eq!(shares_of(&[3, 1, 1, 1], &zones, 3), [(192, 192), (64, 64), full, full]);
         // Two zones for three copies: b holds two of them, though it has the weight for more.
         let zones = ["a", "b", "b", "b"];
-        assert_eq!(
-            shares_of(&[1, 1, 1, 1], &zones, 3),
-            [full, (170, 171), (170, 171), (170, 171)]
-        );
+        assert_eq!(shares_of(&[1, 1, 1, 1], &zones, 3), [full, (170, 171), (170, 171), (170, 171)]);
     }
 
     #[test]
@@ -874,16 +759,10 @@ mod tests {
         let cluster = members(&[1, 1], 1, 1);
         let refused = |previous, n, bits| plan(previous, &cluster, n, bits).unwrap_err();
         assert_eq!(refused(None, 0, BITS), PlanError::NoCopies);
-        assert_eq!(
-            refused(None, 3, BITS),
-            PlanError::TooFewMembers { n: 3, members: 2 }
-        );
+        assert_eq!(refused(None, 3, BITS), PlanError::TooFewMembers { n: 3, members: 2 });
         assert_eq!(refused(None, 1, 21), PlanError::Bits { bits: 21 });
         let coarse = plan(None, &cluster, 1, 4).unwrap();
-        let other = PlanError::PreviousPartitions {
-            found: 16,
-            expected: 256,
-        };
+        let other = PlanError::PreviousPartitions { found: 16, expected: 256 };
         assert_eq!(refused(Some(&coarse), 1, BITS), other);
     }
 

@@ -33,16 +33,9 @@ pub fn preference(layout: &Layout, n: u8, token: Token) -> Preference {
     let mut homes = layout.row(n, partition).to_vec();
     homes.rotate_left((token.0 as u64 % u64::from(n)) as usize);
     let fallbacks = fallbacks(layout, n, partition, &homes);
-    let uids = |slots: &[u16]| {
-        slots
-            .iter()
-            .map(|&slot| layout.members()[usize::from(slot)].uid)
-            .collect()
-    };
-    Preference {
-        homes: uids(&homes),
-        fallbacks: uids(&fallbacks),
-    }
+    let uids =
+        |slots: &[u16]| slots.iter().map(|&slot| layout.members()[usize::from(slot)].uid).collect();
+    Preference { homes: uids(&homes), fallbacks: uids(&fallbacks) }
 }
 
 fn fallbacks(layout: &Layout, n: u8, partition: u32, homes: &[u16]) -> Vec<u16> {
@@ -95,11 +88,7 @@ mod tests {
             let expected = keys * u64::from(copies) / replicas;
             let off = first[&member.uid].abs_diff(expected);
             // Keys are chance too: they alone move the lightest by a percent or two.
-            assert!(
-                off * 100 <= expected * 5,
-                "{}: {off} of {expected}",
-                member.name
-            );
+            assert!(off * 100 <= expected * 5, "{}: {off} of {expected}", member.name);
         }
     }
 

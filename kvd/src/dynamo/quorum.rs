@@ -43,10 +43,7 @@ mod tests {
     fn a_quorum_lies_between_one_and_n() {
         let of = |asked| Quorum::new(3, "W", asked, 2).map(|q| q.needed);
         assert_eq!((of(None), of(Some(1)), of(Some(3))), (Ok(2), Ok(1), Ok(3)));
-        assert_eq!(
-            of(Some(4)).unwrap_err().to_string(),
-            "W=4 is not between 1 and N=3"
-        );
+        assert_eq!(of(Some(4)).unwrap_err().to_string(), "W=4 is not between 1 and N=3");
         assert!(of(Some(0)).is_err() && of(Some(256 + 2)).is_err());
     }
 }

@@ -60,10 +60,7 @@ enum Phase {
 impl Read {
     /// Begins: asks the first R replicas.
     pub fn start(spec: ReadSpec) -> (Self, Vec<ReadStep>) {
-        assert!(
-            spec.order.len() >= usize::from(spec.quorum.needed),
-            "R is at most N"
-        );
+        assert!(spec.order.len() >= usize::from(spec.quorum.needed), "R is at most N");
         let mut read = Self {
             next: 0,
             waiting: BTreeSet::new(),
@@ -75,9 +72,7 @@ impl Read {
             phase: Phase::Asking,
             spec,
         };
-        let steps = (0..read.spec.quorum.needed)
-            .flat_map(|_| read.ask_next())
-            .collect();
+        let steps = (0..read.spec.quorum.needed).flat_map(|_| read.ask_next()).collect();
         (read, steps)
     }
 
@@ -121,11 +116,7 @@ impl Read {
 
     /// The quickest replicas take long: asks one more.
     pub fn hedge(&mut self) -> Vec<ReadStep> {
-        if self.phase == Phase::Asking {
-            self.ask_next()
-        } else {
-            Vec::new()
-        }
+        if self.phase == Phase::Asking { self.ask_next() } else { Vec::new() }
     }
 
     /// A replica has the join on disk, or could not take it.
@@ -205,10 +196,7 @@ impl Read {
 
     /// Those whose copy lacks something of the join.
     fn behind(&self) -> impl Iterator<Item = Uid> {
-        self.copies
-            .iter()
-            .filter(|(_, copy)| !copy.agrees_with(&self.joined))
-            .map(|(uid, _)| *uid)
+        self.copies.iter().filter(|(_, copy)| !copy.agrees_with(&self.joined)).map(|(uid, _)| *uid)
     }
 
     fn repair_behind(&mut self) -> Vec<ReadStep> {
@@ -268,11 +256,7 @@ mod tests {
 
     fn start(r: u8, repair_first: Option<u8>) -> (Read, Vec<ReadStep>) {
         let quorum = Quorum { n: 3, needed: r };
-        Read::start(ReadSpec {
-            quorum,
-            order: vec![A, B, C],
-            repair_first,
-        })
+        Read::start(ReadSpec { quorum, order: vec![A, B, C], repair_first })
     }
 
     /// An object of the writes 1..=`writes`, each by its own actor, all siblings.
@@ -285,17 +269,11 @@ mod tests {
     }
 
     fn one(write: u64) -> Object {
-        let dot = Dot {
-            actor: Actor(write),
-            counter: Counter(1),
-        };
+        let dot = Dot { actor: Actor(write), counter: Counter(1) };
         let mut clock = Clock::new();
         clock.advance(dot);
-        let record = Record {
-            value: Some("v".into()),
-            request: RequestId(write.into()),
-            checksum: 0,
-        };
+        let record =
+            Record { value: Some("v".into()), request: RequestId(write.into()), checksum: 0 };
         Object::from_parts(clock, [(dot, record)])
     }
 
@@ -321,10 +299,7 @@ mod tests {
     fn a_replica_found_behind_is_sent_the_join_behind_the_answer() {
         let (mut read, _) = start(2, None);
         read.reply(A, copy(2));
-        assert_eq!(
-            read.reply(B, copy(1)),
-            [ReadStep::Answer, ReadStep::Repair(B)]
-        );
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer, ReadStep::Repair(B)]);
         assert_eq!(read.joined(), &copy(2));
         assert_eq!(read.repair_ended(B, true), []);
         assert!(read.is_over() && read.repaired().contains(&B));
@@ -336,10 +311,7 @@ mod tests {
         assert_eq!(read.hedge(), [ReadStep::Ask(C)]);
         read.reply(A, copy(1));
         assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
-        assert_eq!(
-            read.reply(C, copy(2)),
-            [ReadStep::Repair(A), ReadStep::Repair(B)]
-        );
+        assert_eq!(read.reply(C, copy(2)), [ReadStep::Repair(A), ReadStep::Repair(B)]);
     }
 
     #[test]

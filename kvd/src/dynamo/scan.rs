@@ -30,10 +30,7 @@ pub fn join(pages: Vec<Page>) -> Page {
             joined.entry(place).or_default().merge(&copy);
         }
     }
-    let entries = joined
-        .into_iter()
-        .map(|((_, key), object)| (key, object))
-        .collect();
+    let entries = joined.into_iter().map(|((_, key), object)| (key, object)).collect();
     Page { entries, through }
 }
 
@@ -42,15 +39,9 @@ mod tests {
     use super::*;
 
     fn page(keys: &[&Bytes], more: bool) -> Page {
-        let entries = keys
-            .iter()
-            .map(|k| ((*k).clone(), Object::default()))
-            .collect();
+        let entries = keys.iter().map(|k| ((*k).clone(), Object::default())).collect();
         let last = keys.last().map(|key| (Token::of(key), (*key).clone()));
-        Page {
-            entries,
-            through: last.filter(|_| more),
-        }
+        Page { entries, through: last.filter(|_| more) }
     }
 
     #[test]

@@ -55,12 +55,7 @@ pub struct Verdict {
 
 /// Live replicas of every partition of a keyspace with `n` copies, in ring order.
 pub fn live_copies(layout: &Layout, n: u8, up: &BTreeSet<Uid>) -> Vec<u8> {
-    let live = |p| {
-        layout
-            .replicas(n, p)
-            .filter(|member| up.contains(&member.uid))
-            .count() as u8
-    };
+    let live = |p| layout.replicas(n, p).filter(|member| up.contains(&member.uid)).count() as u8;
     (0..layout.partitions()).map(live).collect()
 }
 
@@ -111,11 +106,7 @@ fn impact(keyspaces: &[(&Keyspace, Margins)]) -> String {
     let word = |fail: bool| if fail { "FAIL in part" } else { "ok" };
     let gets_fail = keyspaces.iter().any(|(_, m)| m.gets_fail > 0);
     let puts_fail = keyspaces.iter().any(|(_, m)| m.puts_fail > 0);
-    let mut parts = vec![format!(
-        "reads {}, writes {}",
-        word(gets_fail),
-        word(puts_fail)
-    )];
+    let mut parts = vec![format!("reads {}, writes {}", word(gets_fail), word(puts_fail))];
     for (keyspace, m) in keyspaces {
         let quorum = quorum(keyspace);
         if m.gets_fail > 0 {
@@ -132,33 +123,21 @@ fn impact(keyspaces: &[(&Keyspace, Margins)]) -> String {
         }
         if m.no_margin > 0 {
             let (thin, all) = (m.no_margin, m.partitions);
-            parts.push(format!(
-                "{quorum} has {thin}/{all} partitions with margin 0"
-            ));
+            parts.push(format!("{quorum} has {thin}/{all} partitions with margin 0"));
         }
     }
     parts.join("; ")
 }
 
 fn quorum(keyspace: &Keyspace) -> String {
-    let strict = if keyspace.mode == Mode::Strict {
-        " strict"
-    } else {
-        ""
-    };
-    format!(
-        "{} (N{} R{} W{}{strict})",
-        keyspace.name, keyspace.n, keyspace.r, keyspace.w
-    )
+    let strict = if keyspace.mode == Mode::Strict { " strict" } else { "" };
+    format!("{} (N{} R{} W{}{strict})", keyspace.name, keyspace.n, keyspace.r, keyspace.w)
 }
 
 fn next(missing: &[Missing]) -> String {
     match missing {
         [] => String::new(),
-        [one] => format!(
-            "restart {}, or find out why it is away: kvctl nodes show {0}",
-            one.name
-        ),
+        [one] => format!("restart {}, or find out why it is away: kvctl nodes show {0}", one.name),
         many => {
             let names: Vec<&str> = many.iter().map(|m| m.name.as_str()).collect();
             format!("bring back {}, any one first", names.join(", "))
@@ -185,23 +164,11 @@ mod tests {
 
     fn keyspace(name: &str, r: u8, w: u8) -> Keyspace {
         let mode = Mode::Sloppy;
-        Keyspace {
-            name: name.into(),
-            n: 3,
-            r,
-            w,
-            mode,
-            value_bytes_max: 1024,
-            stamp: 1,
-        }
+        Keyspace { name: name.into(), n: 3, r, w, mode, value_bytes_max: 1024, stamp: 1 }
     }
 
     fn missing(name: &str, for_ms: u64) -> Missing {
-        Missing {
-            name: name.into(),
-            for_ms,
-            known: true,
-        }
+        Missing { name: name.into(), for_ms, known: true }
     }
 
     #[test]
@@ -230,18 +197,11 @@ mod tests {
     fn a_keyspace_below_its_quorum_is_critical() {
         let billing = keyspace("billing", 2, 3);
         let margins = margins(&billing, &[3, 2]);
-        let verdict = verdict(
-            3,
-            &[missing("n2", 500), missing("n3", 61_000)],
-            &[(&billing, margins)],
-        );
+        let verdict =
+            verdict(3, &[missing("n2", 500), missing("n3", 61_000)], &[(&billing, margins)]);
         assert_eq!(verdict.level, Level::Critical);
         assert_eq!(verdict.headline, "n2 down 500ms and n3 down 1m01s");
-        assert!(
-            verdict
-                .impact
-                .contains("billing (N3 R2 W3) fails puts in 1/2 partitions")
-        );
+        assert!(verdict.impact.contains("billing (N3 R2 W3) fails puts in 1/2 partitions"));
         assert!(verdict.next.contains("bring back n2, n3"));
     }
 

@@ -54,10 +54,7 @@ impl Clock {
 
     /// Exactly these writes seen.
     pub fn of_dots(dots: impl IntoIterator<Item = Dot>) -> Self {
-        Self {
-            upto: BTreeMap::new(),
-            dots: dots.into_iter().collect(),
-        }
+        Self { upto: BTreeMap::new(), dots: dots.into_iter().collect() }
     }
 
     /// From parts, as decoded. Dots that `upto` covers are dropped.
@@ -84,18 +81,14 @@ impl Clock {
 
     /// Whether the write named by `dot` was seen.
     pub fn covers(&self, dot: Dot) -> bool {
-        self.upto
-            .get(&dot.actor)
-            .is_some_and(|upto| dot.counter <= *upto)
+        self.upto.get(&dot.actor).is_some_and(|upto| dot.counter <= *upto)
             || self.dots.contains(&dot)
     }
 
     /// The greatest counter in it; zero when empty.
     pub fn newest(&self) -> Counter {
         let upto = self.upto.values().copied();
-        upto.chain(self.dots.iter().map(|dot| dot.counter))
-            .max()
-            .unwrap_or_default()
+        upto.chain(self.dots.iter().map(|dot| dot.counter)).max().unwrap_or_default()
     }
 
     /// Marks all of `dot.actor`'s writes up to `dot` as seen. Only the actor's own node may: it
@@ -125,8 +118,7 @@ impl Clock {
 
     fn drop_covered_dots(&mut self) {
         let upto = &self.upto;
-        self.dots
-            .retain(|dot| upto.get(&dot.actor).is_none_or(|upto| dot.counter > *upto));
+        self.dots.retain(|dot| upto.get(&dot.actor).is_none_or(|upto| dot.counter > *upto));
     }
 }
 
@@ -153,25 +145,17 @@ mod tests {
 
     fn clock() -> impl Strategy<Value = Clock> {
         let pair = || (0u64..4, 1u64..8);
-        (
-            prop::collection::vec(pair(), 0..4),
-            prop::collection::vec(pair(), 0..4),
-        )
-            .prop_map(|(upto, dots)| {
-                let upto = upto
-                    .into_iter()
-                    .map(|(a, c)| (Actor(a), Counter(c)))
-                    .collect();
+        (prop::collection::vec(pair(), 0..4), prop::collection::vec(pair(), 0..4)).prop_map(
+            |(upto, dots)| {
+                let upto = upto.into_iter().map(|(a, c)| (Actor(a), Counter(c))).collect();
                 let dots = dots.into_iter().map(|(a, c)| dot(a, c)).collect();
                 Clock::from_parts(upto, dots)
-            })
+            },
+        )
     }
 
     fn dot(actor: u64, counter: u64) -> Dot {
-        Dot {
-            actor: Actor(actor),
-            counter: Counter(counter),
-        }
+        Dot { actor: Actor(actor), counter: Counter(counter) }
     }
 
     fn joined(a: &Clock, b: &Clock) -> Clock {

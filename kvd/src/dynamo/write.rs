@@ -70,28 +70,15 @@ impl Write {
     /// Begins. The caller stores the object at the coordinator, and sends as the steps say as soon
     /// as it is made: it need not wait for its own disk.
     pub fn start(spec: WriteSpec) -> Result<(Self, Vec<WriteStep>), TooFewUp> {
-        assert!(
-            spec.homes.contains(&spec.coordinator),
-            "only a replica coordinates"
-        );
-        assert!(
-            !spec.down.contains(&spec.coordinator),
-            "the coordinator is up"
-        );
-        let homes_up = spec
-            .homes
-            .iter()
-            .filter(|home| !spec.down.contains(home))
-            .count();
+        assert!(spec.homes.contains(&spec.coordinator), "only a replica coordinates");
+        assert!(!spec.down.contains(&spec.coordinator), "the coordinator is up");
+        let homes_up = spec.homes.iter().filter(|home| !spec.down.contains(home)).count();
         let up = match spec.mode {
             Mode::Strict => homes_up,
             Mode::Sloppy => homes_up + spec.fallbacks.len(),
         };
         if up < usize::from(spec.quorum.needed) {
-            return Err(TooFewUp {
-                up,
-                needed: spec.quorum.needed,
-            });
+            return Err(TooFewUp { up, needed: spec.quorum.needed });
         }
         let mut write = Self {
             waiting: BTreeMap::from([(spec.coordinator, None)]),
@@ -113,11 +100,7 @@ impl Write {
             Some(Some(_)) => self.hinted.insert(from),
         };
         let met = self.acked.len() + self.hinted.len() >= usize::from(self.spec.quorum.needed);
-        if met {
-            self.end(WriteStep::Answer)
-        } else {
-            Vec::new()
-        }
+        if met { self.end(WriteStep::Answer) } else { Vec::new() }
     }
 
     /// This node failed, or cannot be reached: a fallback takes its place, if one may.
@@ -179,11 +162,7 @@ impl Write {
     }
 
     fn end(&mut self, step: WriteStep) -> Vec<WriteStep> {
-        if std::mem::replace(&mut self.ended, true) {
-            Vec::new()
-        } else {
-            vec![step]
-        }
+        if std::mem::replace(&mut self.ended, true) { Vec::new() } else { vec![step] }
     }
 }
 

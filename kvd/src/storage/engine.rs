@@ -145,12 +145,7 @@ impl Store {
         let ceiling = settle_identity(directory, &database)
             .map_err(|error| error.unwrap_or_database(&path))?;
         directory.born()?;
-        Ok(Self::start(
-            database,
-            path,
-            directory.incarnation(),
-            ceiling,
-        ))
+        Ok(Self::start(database, path, directory.incarnation(), ceiling))
     }
 
     fn start(
@@ -170,14 +165,9 @@ impl Store {
             stopped: watch::Sender::new(None),
             bad_records: AtomicU64::new(0),
         });
-        let writer = Writer {
-            store: Arc::downgrade(&inner),
-            clock: HybridClock::resume(ceiling),
-        };
+        let writer = Writer { store: Arc::downgrade(&inner), clock: HybridClock::resume(ceiling) };
         let thread = std::thread::Builder::new().name("kvd-writer".into());
-        let thread = thread
-            .spawn(move || writer.run(waiting))
-            .expect("a thread can be started");
+        let thread = thread.spawn(move || writer.run(waiting)).expect("a thread can be started");
         *lock(&inner.writer) = Some(thread);
         Self { inner }
     }
@@ -186,10 +176,7 @@ impl Store {
     pub fn read(&self, key: &Key) -> Result<Option<Object>, StoreError> {
         self.working()?;
         let stored_key = record::stored_key(key);
-        let found = self
-            .inner
-            .read_record(&stored_key)
-            .map_err(|error| self.inner.stop(&error))?;
+        let found = self.inner.read_record(&stored_key).map_err(|error| self.inner.stop(&error))?;
         Ok(found.and_then(|bytes| self.inner.believe(&stored_key, bytes)))
     }
 
@@ -204,9 +191,7 @@ impl Store {
         limit: usize,
     ) -> Result<Page, StoreError> {
         self.working()?;
-        self.inner
-            .scan(keyspace, from, to, prefix, limit)
-            .map_err(|error| self.inner.stop(&error))
+        self.inner.scan(keyspace, from, to, prefix, limit).map_err(|error| self.inner.stop(&error))
     }
 
     /// Applies a client's write under this node's actor. The first result comes when the object is
@@ -221,14 +206,7 @@ impl Store {
         let bytes = intent.record.value.as_ref().map_or(0, Bytes::len);
         let (prepared, when_prepared) = oneshot::channel();
         let (synced, when_synced) = oneshot::channel();
-        let job = Job::Coordinate {
-            key,
-            intent,
-            now_ms,
-            fresh_actor,
-            prepared,
-            synced,
-        };
+        let job = Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced };
         self.submit(job, bytes);
         (when_prepared, when_synced)
     }
@@ -237,28 +215,14 @@ impl Store {
     pub fn merge(&self, key: Key, object: Object) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
         let bytes = object.encoded_len();
-        self.submit(
-            Job::Merge {
-                key,
-                object,
-                synced,
-            },
-            bytes,
-        );
+        self.submit(Job::Merge { key, object, synced }, bytes);
         when_synced
     }
 
     /// Keeps a fact of the node: its cluster, its layout.
     pub fn put_fact(&self, name: &'static str, value: Vec<u8>) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
-        self.submit(
-            Job::Meta {
-                name,
-                value,
-                synced,
-            },
-            0,
-        );
+        self.submit(Job::Meta { name, value, synced }, 0);
         when_synced
     }
 
@@ -270,12 +234,7 @@ impl Store {
     /// Sizes as they are now.
     pub fn facts(&self) -> Facts {
         let keys = || -> Result<u64, redb::Error> {
-            Ok(self
-                .inner
-                .database
-                .begin_read()?
-                .open_table(RECORDS)?
-                .len()?)
+            Ok(self.inner.database.begin_read()?.open_table(RECORDS)?.len()?)
         };
         Facts {
             keys: keys().unwrap_or(0),
@@ -348,9 +307,7 @@ impl Store {
 impl Job {
     fn refuse(self, error: StoreError) {
         match self {
-            Self::Coordinate {
-                prepared, synced, ..
-            } => {
+            Self::Coordinate { prepared, synced, .. } => {
                 let _ = prepared.send(Err(error.clone())); // the caller may have left
                 let _ = synced.send(Err(error));
             }
@@ -364,9 +321,7 @@ impl Job {
 impl Inner {
     fn read_record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, redb::Error> {
         let table = self.database.begin_read()?.open_table(RECORDS)?;
-        Ok(table
-            .get(stored_key)?
-            .map(|guard| Bytes::copy_from_slice(guard.value())))
+        Ok(table.get(stored_key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
     }
 
     fn scan(
@@ -401,16 +356,10 @@ impl Inner {
             // Only between tokens: the next page starts at a token.
             let full = entries.len() >= limit || bytes >= PAGE_BYTES_MAX || looks >= PAGE_LOOKS_MAX;
             if full && place > *from {
-                return Ok(Page {
-                    entries,
-                    through: Some(place),
-                });
+                return Ok(Page { entries, through: Some(place) });
             }
         }
-        Ok(Page {
-            entries,
-            through: None,
-        })
+        Ok(Page { entries, through: None })
     }
 
     /// The object in `bytes`, or nothing: a bad record is counted, logged and then absent, and
@@ -510,19 +459,11 @@ impl Writer {
                             }
                         }
                     }
-                    Job::Merge {
-                        key,
-                        object,
-                        synced: caller,
-                    } => {
+                    Job::Merge { key, object, synced: caller } => {
                         synced.push(caller);
                         merge(store, &mut records, &key, &object)?;
                     }
-                    Job::Meta {
-                        name,
-                        value,
-                        synced: caller,
-                    } => {
+                    Job::Meta { name, value, synced: caller } => {
                         synced.push(caller);
                         meta.insert(name, value.as_slice())?;
                     }
@@ -544,27 +485,17 @@ impl Writer {
         let stored_key = record::stored_key(key);
         let local = current(store, records, &stored_key)?;
         let incarnation = store.incarnation;
-        let minter = Minter {
-            incarnation,
-            clock: &mut self.clock,
-            now_ms,
-            fresh_actor,
-        };
+        let minter = Minter { incarnation, clock: &mut self.clock, now_ms, fresh_actor };
         let done = match Object::coordinate(local, intent, minter) {
             Ok(done) => done,
             Err(refused) => return Ok(Err(refused.into())),
         };
-        records.insert(
-            stored_key.as_slice(),
-            record::encode(&stored_key, &done.object).as_slice(),
-        )?;
+        records
+            .insert(stored_key.as_slice(), record::encode(&stored_key, &done.object).as_slice())?;
         if let Some(ceiling) = done.ceiling {
             meta.insert(META_CEILING, ceiling.0.to_be_bytes().as_slice())?;
         }
-        Ok(Ok(Prepared {
-            object: done.object,
-            dot: done.dot,
-        }))
+        Ok(Ok(Prepared { object: done.object, dot: done.dot }))
     }
 }
 
@@ -581,10 +512,7 @@ fn merge(
     if local.is_some_and(|local| local.agrees_with(&merged)) {
         return Ok(()); // already on disk: a repair that raced another
     }
-    records.insert(
-        stored_key.as_slice(),
-        record::encode(&stored_key, &merged).as_slice(),
-    )?;
+    records.insert(stored_key.as_slice(), record::encode(&stored_key, &merged).as_slice())?;
     Ok(())
 }
 
@@ -593,9 +521,7 @@ fn current(
     records: &Table<'_, &[u8], &[u8]>,
     stored_key: &[u8],
 ) -> Result<Option<Object>, redb::Error> {
-    let bytes = records
-        .get(stored_key)?
-        .map(|guard| Bytes::copy_from_slice(guard.value()));
+    let bytes = records.get(stored_key)?.map(|guard| Bytes::copy_from_slice(guard.value()));
     Ok(bytes.and_then(|bytes| store.believe(stored_key, bytes)))
 }
 
@@ -645,11 +571,7 @@ fn settle_identity(directory: &mut Directory, database: &Database) -> Result<Cou
         if let Some(inside) = inside.filter(|inside| *inside != directory.uid()) {
             let path = directory.path().to_owned();
             let outside = directory.uid();
-            return Err(SettleError::Directory(DirectoryError::Mixed {
-                path,
-                outside,
-                inside,
-            }));
+            return Err(SettleError::Directory(DirectoryError::Mixed { path, outside, inside }));
         }
         let starts = get_array::<8>(&meta, META_STARTS)?.map_or(0, u64::from_be_bytes);
         // The file is written first, so the database may be one start behind, never ahead or more.
@@ -661,9 +583,7 @@ fn settle_identity(directory: &mut Directory, database: &Database) -> Result<Cou
                 database_starts = starts,
                 "the database is from another time than its directory; a new incarnation begins"
             );
-            directory
-                .begin_another_life(starts)
-                .map_err(SettleError::Directory)?;
+            directory.begin_another_life(starts).map_err(SettleError::Directory)?;
         }
         meta.insert(META_UID, directory.uid().to_bytes().as_slice())?;
         meta.insert(META_STARTS, directory.starts().to_be_bytes().as_slice())?;
@@ -678,9 +598,7 @@ fn get_array<const N: usize>(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
     name: &str,
 ) -> Result<Option<[u8; N]>, redb::StorageError> {
-    Ok(meta
-        .get(name)?
-        .and_then(|guard| guard.value().try_into().ok()))
+    Ok(meta.get(name)?.and_then(|guard| guard.value().try_into().ok()))
 }
 
 fn read_meta(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -689,9 +607,7 @@ fn read_meta(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::E
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -701,9 +617,7 @@ mod tests {
     use crate::dynamo::object::Record;
     use crate::dynamo::version::Clock;
 
-    const OPTIONS: StoreOptions = StoreOptions {
-        cache_bytes: 8 << 20,
-    };
+    const OPTIONS: StoreOptions = StoreOptions { cache_bytes: 8 << 20 };
 
     fn open(path: &Path) -> (Directory, Store) {
         let mut directory = Directory::open(path).unwrap();
@@ -712,11 +626,7 @@ mod tests {
     }
 
     fn key(name: &str) -> Key {
-        Key::new(
-            KeyspaceId::of("default"),
-            Bytes::copy_from_slice(name.as_bytes()),
-        )
-        .unwrap()
+        Key::new(KeyspaceId::of("default"), Bytes::copy_from_slice(name.as_bytes())).unwrap()
     }
 
     fn put(store: &Store, name: &str, value: &str, request: u128) -> Dot {
@@ -725,10 +635,7 @@ mod tests {
             request: RequestId(request),
             checksum: 0,
         };
-        let intent = Intent {
-            context: Some(Clock::new()),
-            record,
-        };
+        let intent = Intent { context: Some(Clock::new()), record };
         let (prepared, synced) = store.coordinate(key(name), intent, 1000, Actor(request as u64));
         synced.blocking_recv().unwrap().unwrap();
         prepared.blocking_recv().unwrap().unwrap().dot
@@ -739,11 +646,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (directory, store) = open(dir.path());
         put(&store, "k", "v", 1);
-        store
-            .put_fact("colour", b"blue".to_vec())
-            .blocking_recv()
-            .unwrap()
-            .unwrap();
+        store.put_fact("colour", b"blue".to_vec()).blocking_recv().unwrap().unwrap();
         assert!(store.close());
         drop((store, directory));
         let (_directory, store) = open(dir.path());
@@ -777,11 +680,7 @@ mod tests {
         directory.stopped_cleanly().unwrap();
         drop((store, directory));
         let (directory, store) = open(dir.path());
-        assert_eq!(
-            put(&store, "k", "v", 2).actor,
-            first,
-            "a clean stop voids nothing"
-        );
+        assert_eq!(put(&store, "k", "v", 2).actor, first, "a clean stop voids nothing");
         store.close();
         drop((store, directory)); // not stopped cleanly
         let (_directory, store) = open(dir.path());
@@ -798,31 +697,17 @@ mod tests {
         let transaction = store.inner.database.begin_write().unwrap();
         {
             let mut records = transaction.open_table(RECORDS).unwrap();
-            let mut bytes = records
-                .get(stored_key.as_slice())
-                .unwrap()
-                .unwrap()
-                .value()
-                .to_vec();
+            let mut bytes = records.get(stored_key.as_slice()).unwrap().unwrap().value().to_vec();
             *bytes.last_mut().unwrap() ^= 1;
-            records
-                .insert(stored_key.as_slice(), bytes.as_slice())
-                .unwrap();
+            records.insert(stored_key.as_slice(), bytes.as_slice()).unwrap();
         }
         transaction.commit().unwrap();
 
         assert!(store.read(&key("k")).unwrap().is_none());
         assert_eq!(store.facts().bad_records, 1);
         let second = put(&store, "k", "new", 2);
-        assert_ne!(
-            second.actor, first.actor,
-            "the lost copy's actor must not be used again"
-        );
-        store
-            .merge(key("k"), healthy)
-            .blocking_recv()
-            .unwrap()
-            .unwrap();
+        assert_ne!(second.actor, first.actor, "the lost copy's actor must not be used again");
+        store.merge(key("k"), healthy).blocking_recv().unwrap().unwrap();
         assert_eq!(store.read(&key("k")).unwrap().unwrap().live().len(), 2);
     }
 
@@ -836,18 +721,12 @@ mod tests {
         }
         let elsewhere = Key::new(KeyspaceId::of("other"), Bytes::from_static(b"key1")).unwrap();
         let copy = store.read(&key("key1")).unwrap().unwrap();
-        store
-            .merge(elsewhere, copy)
-            .blocking_recv()
-            .unwrap()
-            .unwrap();
+        store.merge(elsewhere, copy).blocking_recv().unwrap().unwrap();
 
         let keyspace = KeyspaceId::of("default");
         let (mut from, mut seen) = ((Token(0), Bytes::new()), Vec::new());
         loop {
-            let page = store
-                .scan(keyspace, &from, Token(u128::MAX), b"key", 7)
-                .unwrap();
+            let page = store.scan(keyspace, &from, Token(u128::MAX), b"key", 7).unwrap();
             assert!(page.entries.len() <= 7);
             seen.extend(page.entries.into_iter().map(|(key, _)| key));
             match page.through {
@@ -860,13 +739,7 @@ mod tests {
         assert_eq!(seen, expected);
         assert_eq!(
             store
-                .scan(
-                    keyspace,
-                    &(Token(0), Bytes::new()),
-                    Token(u128::MAX),
-                    b"key4",
-                    99
-                )
+                .scan(keyspace, &(Token(0), Bytes::new()), Token(u128::MAX), b"key4", 99)
                 .unwrap()
                 .entries
                 .len(),
@@ -881,17 +754,10 @@ mod tests {
             let (_directory, store) = open(dir.path());
             store.close();
         }
-        std::fs::copy(
-            two.path().join(DATABASE_FILE),
-            one.path().join(DATABASE_FILE),
-        )
-        .unwrap();
+        std::fs::copy(two.path().join(DATABASE_FILE), one.path().join(DATABASE_FILE)).unwrap();
         let mut directory = Directory::open(one.path()).unwrap();
         let error = Store::open(&mut directory, &OPTIONS).err().unwrap();
-        assert!(
-            matches!(error, OpenError::Directory(DirectoryError::Mixed { .. })),
-            "{error}"
-        );
+        assert!(matches!(error, OpenError::Directory(DirectoryError::Mixed { .. })), "{error}");
     }
 
     #[test]
@@ -920,9 +786,6 @@ mod tests {
         drop(store);
         std::fs::write(dir.path().join(DATABASE_FILE), vec![7; 4096]).unwrap();
         let mut directory = Directory::open(dir.path()).unwrap();
-        assert!(matches!(
-            Store::open(&mut directory, &OPTIONS),
-            Err(OpenError::Database(..))
-        ));
+        assert!(matches!(Store::open(&mut directory, &OPTIONS), Err(OpenError::Database(..))));
     }
 }

@@ -109,9 +109,7 @@ impl Directory {
             None => new_facts(path)?,
         };
         let uid = parse_hex(path, &facts.uid).map(Uid)?;
-        let database = fs::metadata(path.join(DATABASE_FILE))
-            .map(|meta| meta.len())
-            .unwrap_or(0);
+        let database = fs::metadata(path.join(DATABASE_FILE)).map(|meta| meta.len()).unwrap_or(0);
         if facts.born && database == 0 {
             return Err(DirectoryError::DatabaseMissing(path.to_owned()));
         }
@@ -121,13 +119,7 @@ impl Directory {
         let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
         facts.clean = false;
         facts.starts += 1;
-        let directory = Self {
-            path: path.to_owned(),
-            facts,
-            uid,
-            incarnation,
-            _lock: lock,
-        };
+        let directory = Self { path: path.to_owned(), facts, uid, incarnation, _lock: lock };
         directory.write_facts()?;
         Ok(directory)
     }
@@ -196,21 +188,13 @@ impl Directory {
 
 fn lock(path: &Path) -> Result<File, DirectoryError> {
     let file = path.join(LOCK_FILE);
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&file);
+    let lock = File::options().create(true).truncate(false).write(true).open(&file);
     let lock = lock.map_err(io_error(&file, "opening it"))?;
     match lock.try_lock() {
         Ok(()) => {
             let process_id = format!("{}\n", std::process::id());
-            let written = lock
-                .set_len(0)
-                .and_then(|()| (&lock).write_all(process_id.as_bytes()));
-            written
-                .map(|()| lock)
-                .map_err(io_error(&file, "writing it"))
+            let written = lock.set_len(0).and_then(|()| (&lock).write_all(process_id.as_bytes()));
+            written.map(|()| lock).map_err(io_error(&file, "writing it"))
         }
         Err(TryLockError::WouldBlock) => Err(DirectoryError::Locked(path.to_owned())),
         Err(TryLockError::Error(source)) => Err(io_error(&file, "locking it")(source)),
@@ -227,10 +211,7 @@ fn read_facts(path: &Path) -> Result<Option<Facts>, DirectoryError> {
     let facts: Facts = toml::from_str(&text)
         .map_err(|error| DirectoryError::Damaged(file, error.message().to_owned()))?;
     if facts.format != FORMAT {
-        return Err(DirectoryError::Format {
-            path: path.to_owned(),
-            found: facts.format,
-        });
+        return Err(DirectoryError::Format { path: path.to_owned(), found: facts.format });
     }
     Ok(Some(facts))
 }
@@ -262,11 +243,7 @@ fn parse_hex(path: &Path, digits: &str) -> Result<u128, DirectoryError> {
 
 fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> DirectoryError {
     let path = path.to_owned();
-    move |source| DirectoryError::Io {
-        path,
-        action,
-        source,
-    }
+    move |source| DirectoryError::Io { path, action, source }
 }
 
 #[cfg(test)]
@@ -302,24 +279,15 @@ mod tests {
     fn a_directory_in_use_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let _held = start(dir.path()).unwrap();
-        assert!(matches!(
-            Directory::open(dir.path()),
-            Err(DirectoryError::Locked(_))
-        ));
+        assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Locked(_))));
     }
 
     #[test]
     fn a_foreign_directory_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
-        assert!(matches!(
-            Directory::open(dir.path()),
-            Err(DirectoryError::Foreign(..))
-        ));
-        assert_eq!(
-            fs::read_to_string(dir.path().join("thesis.tex")).unwrap(),
-            "years of work"
-        );
+        assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Foreign(..))));
+        assert_eq!(fs::read_to_string(dir.path().join("thesis.tex")).unwrap(), "years of work");
     }
 
     #[test]
@@ -327,10 +295,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(start(dir.path()).unwrap());
         fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
-        assert!(matches!(
-            Directory::open(dir.path()),
-            Err(DirectoryError::DatabaseMissing(_))
-        ));
+        assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::DatabaseMissing(_))));
     }
 
     #[test]
@@ -338,18 +303,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(start(dir.path()).unwrap());
         let file = dir.path().join(IDENTITY_FILE);
-        let newer = fs::read_to_string(&file)
-            .unwrap()
-            .replace("format = 1", "format = 2");
+        let newer = fs::read_to_string(&file).unwrap().replace("format = 1", "format = 2");
         fs::write(&file, newer).unwrap();
         assert!(matches!(
             Directory::open(dir.path()),
             Err(DirectoryError::Format { found: 2, .. })
         ));
         fs::write(&file, "nonsense").unwrap();
-        assert!(matches!(
-            Directory::open(dir.path()),
-            Err(DirectoryError::Damaged(..))
-        ));
+        assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Damaged(..))));
     }
 }

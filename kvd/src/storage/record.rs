@@ -93,10 +93,7 @@ pub fn decode(stored_key: &[u8], mut record: Bytes) -> Result<Object, BadRecord>
         0 => None,
         HAS_MINE if record.len() >= 24 => {
             let incarnation = Incarnation(record.get_u128());
-            Some(Mine {
-                incarnation,
-                actor: Actor(record.get_u64()),
-            })
+            Some(Mine { incarnation, actor: Actor(record.get_u64()) })
         }
         _ => return Err(BadRecord::Format),
     };
@@ -130,21 +127,11 @@ mod tests {
     }
 
     fn object() -> Object {
-        let dot = Dot {
-            actor: Actor(5),
-            counter: Counter::at_ms(9),
-        };
+        let dot = Dot { actor: Actor(5), counter: Counter::at_ms(9) };
         let mut clock = Clock::new();
         clock.advance(dot);
-        let record = Record {
-            value: Some("value".into()),
-            request: RequestId(3),
-            checksum: 1,
-        };
-        let mine = Mine {
-            incarnation: Incarnation(8),
-            actor: Actor(5),
-        };
+        let record = Record { value: Some("value".into()), request: RequestId(3), checksum: 1 };
+        let mine = Mine { incarnation: Incarnation(8), actor: Actor(5) };
         Object::from_parts(clock, [(dot, record)]).with_mine(Some(mine))
     }
 
@@ -163,10 +150,8 @@ mod tests {
                       00000000000500000000000900000000000000000001000000000000000500000000000900\
                       00000000000000000000000000000000030000000100000005 76616c7565";
         let sample: String = sample.split_whitespace().collect();
-        let written: String = encode(&key(), &object())
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let written: String =
+            encode(&key(), &object()).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(written, sample);
     }
 
@@ -175,10 +160,7 @@ mod tests {
         let mut elsewhere = key();
         elsewhere[0] ^= 1;
         let bytes = encode(&key(), &object());
-        assert!(matches!(
-            decode(&elsewhere, bytes.into()),
-            Err(BadRecord::Checksum { .. })
-        ));
+        assert!(matches!(decode(&elsewhere, bytes.into()), Err(BadRecord::Checksum { .. })));
     }
 
     proptest! {

@@ -21,13 +21,7 @@ pub struct Point {
 impl Point {
     pub(super) fn new(from: Millis, to: Millis) -> Self {
         let none = || Box::new([0; BUCKETS]);
-        Self {
-            from,
-            to,
-            rates: None,
-            gets: none(),
-            puts: none(),
-        }
+        Self { from, to, rates: None, gets: none(), puts: none() }
     }
 
     /// Adds a node. Without `news` its latencies are those already counted in the point before.
@@ -56,10 +50,7 @@ impl History {
 
     /// Number of points that know a rate.
     pub fn known(&self) -> usize {
-        self.points
-            .iter()
-            .filter(|point| point.rates.is_some())
-            .count()
+        self.points.iter().filter(|point| point.rates.is_some()).count()
     }
 
     /// Mean rate in each of `columns` equal slices of `span` milliseconds up to `end`, the oldest
@@ -75,9 +66,7 @@ impl History {
             let back = u128::from(span) * (columns - column) as u128 / columns as u128;
             end.saturating_sub(back as u64)
         };
-        (0..columns)
-            .map(|column| self.mean(edge(column), edge(column + 1), what))
-            .collect()
+        (0..columns).map(|column| self.mean(edge(column), edge(column + 1), what)).collect()
     }
 
     /// Latency, in microseconds, that a share `q` of the gets since `since` did not exceed.
@@ -92,12 +81,8 @@ impl History {
 
     fn mean(&self, from: Millis, to: Millis, what: fn(&Rates) -> f64) -> Option<f64> {
         let (mut weighed, mut covered) = (0.0, 0.0);
-        for point in self
-            .points
-            .iter()
-            .rev()
-            .skip_while(|p| p.from >= to)
-            .take_while(|p| p.to > from)
+        for point in
+            self.points.iter().rev().skip_while(|p| p.from >= to).take_while(|p| p.to > from)
         {
             let overlap = point.to.min(to).saturating_sub(point.from.max(from)) as f64;
             if let Some(rates) = &point.rates {
@@ -110,12 +95,7 @@ impl History {
 
     fn latency(&self, since: Millis, q: f64, of: fn(&Point) -> &Latency) -> Option<u64> {
         let mut sum = [0; BUCKETS];
-        for point in self
-            .points
-            .iter()
-            .rev()
-            .take_while(|point| point.to > since)
-        {
+        for point in self.points.iter().rev().take_while(|point| point.to > since) {
             merge(&mut sum, of(point));
         }
         quantile(&sum, q)
@@ -133,14 +113,8 @@ mod tests {
     use super::*;
 
     fn point(from: Millis, to: Millis, gets: Option<f64>) -> Point {
-        let rates = gets.map(|gets| Rates {
-            gets,
-            ..Default::default()
-        });
-        Point {
-            rates,
-            ..Point::new(from, to)
-        }
+        let rates = gets.map(|gets| Rates { gets, ..Default::default() });
+        Point { rates, ..Point::new(from, to) }
     }
 
     #[test]

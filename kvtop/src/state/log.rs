@@ -61,11 +61,7 @@ impl Log {
 }
 
 fn entry(event: &Event) -> Entry {
-    Entry {
-        at_ms: event.at_ms,
-        level: Level::of(event.level()),
-        text: event.text.clone(),
-    }
+    Entry { at_ms: event.at_ms, level: Level::of(event.level()), text: event.text.clone() }
 }
 
 #[cfg(test)]
@@ -77,11 +73,7 @@ mod tests {
             viewpoint: viewpoint.into(),
             events: seqs
                 .iter()
-                .map(|seq| Event {
-                    seq: *seq,
-                    text: format!("e{seq}"),
-                    ..Default::default()
-                })
+                .map(|seq| Event { seq: *seq, text: format!("e{seq}"), ..Default::default() })
                 .collect(),
             ..Default::default()
         }
@@ -105,9 +97,6 @@ mod tests {
         let mut log = Log::default();
         log.take(&view("n1", &[7, 8]), true, "");
         log.take(&view("n2", &[1]), true, "n1");
-        assert_eq!(
-            texts(&log),
-            ["kvtop: seen via n2 from here on, before via n1", "e1"]
-        );
+        assert_eq!(texts(&log), ["kvtop: seen via n2 from here on, before via n1", "e1"]);
     }
 }

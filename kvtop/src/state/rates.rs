@@ -66,11 +66,7 @@ pub(super) struct Track {
 
 impl Track {
     pub(super) fn new(stats: &NodeStats, at: Millis) -> Self {
-        Self {
-            base: stats.clone(),
-            base_at: at,
-            load: None,
-        }
+        Self { base: stats.clone(), base_at: at, load: None }
     }
 
     /// Takes in a report made at `at`; true when it tells something new. After a restart, or when
@@ -91,22 +87,11 @@ impl Track {
 }
 
 fn restarted(before: &NodeStats, after: &NodeStats) -> bool {
-    let counters = |s: &NodeStats| {
-        [
-            s.gets,
-            s.puts,
-            s.deletes,
-            s.failures,
-            s.read_repairs,
-            s.siblings_seen,
-        ]
-    };
+    let counters =
+        |s: &NodeStats| [s.gets, s.puts, s.deletes, s.failures, s.read_repairs, s.siblings_seen];
     before.started_at_ms != after.started_at_ms
         || before.incarnation != after.incarnation
-        || counters(before)
-            .iter()
-            .zip(counters(after))
-            .any(|(b, a)| a < *b)
+        || counters(before).iter().zip(counters(after)).any(|(b, a)| a < *b)
 }
 
 fn between(before: &NodeStats, after: &NodeStats, seconds: f64) -> Load {
@@ -138,11 +123,7 @@ mod tests {
     use super::*;
 
     fn stats(gets: u64, started_at_ms: u64) -> NodeStats {
-        NodeStats {
-            gets,
-            started_at_ms,
-            ..Default::default()
-        }
+        NodeStats { gets, started_at_ms, ..Default::default() }
     }
 
     fn gets(track: &Track) -> Option<f64> {
@@ -189,10 +170,7 @@ mod tests {
     #[test]
     fn latency_counts_only_what_came_between() {
         let with = |count: u64| NodeStats {
-            get_latency: Some(Histogram {
-                index: vec![40],
-                count: vec![count],
-            }),
+            get_latency: Some(Histogram { index: vec![40], count: vec![count] }),
             ..Default::default()
         };
         let mut track = Track::new(&with(7), 1_000);

@@ -14,17 +14,11 @@ pub(super) struct Band {
 
 impl Band {
     pub(super) fn one(title: impl Into<String>, height: u16) -> Self {
-        Self {
-            titles: vec![title.into()],
-            height,
-        }
+        Self { titles: vec![title.into()], height }
     }
 
     pub(super) fn two(left: impl Into<String>, right: impl Into<String>, height: u16) -> Self {
-        Self {
-            titles: vec![left.into(), right.into()],
-            height,
-        }
+        Self { titles: vec![left.into(), right.into()], height }
     }
 
     fn split(&self) -> bool {
@@ -72,10 +66,7 @@ fn insides(area: Rect, y: u16, band: &Band) -> Vec<Rect> {
     };
     let right = area.right().saturating_sub(1);
     if band.split() {
-        return vec![
-            boxed(area.x + 1, middle(area)),
-            boxed(middle(area) + 1, right),
-        ];
+        return vec![boxed(area.x + 1, middle(area)), boxed(middle(area) + 1, right)];
     }
     vec![boxed(area.x + 1, right)]
 }
@@ -83,14 +74,7 @@ fn insides(area: Rect, y: u16, band: &Band) -> Vec<Rect> {
 fn sides(area: Rect, y: u16, band: &Band, theme: &Theme, buf: &mut Buffer) {
     for y in y..y + band.height {
         put(buf, area, area.x, y, "│", theme.dim());
-        put(
-            buf,
-            area,
-            area.right().saturating_sub(1),
-            y,
-            "│",
-            theme.dim(),
-        );
+        put(buf, area, area.right().saturating_sub(1), y, "│", theme.dim());
         if band.split() {
             put(buf, area, middle(area), y, "│", theme.dim());
         }
@@ -117,35 +101,17 @@ fn rule(
         (false, true) => "┬",
         (true, true) => "┼",
     };
-    put(
-        buf,
-        area,
-        area.x,
-        y,
-        &"─".repeat(usize::from(area.width)),
-        theme.dim(),
-    );
+    put(buf, area, area.x, y, &"─".repeat(usize::from(area.width)), theme.dim());
     put(buf, area, area.x, y, left, theme.dim());
     put(buf, area, middle(area), y, joint, theme.dim());
-    put(
-        buf,
-        area,
-        area.right().saturating_sub(1),
-        y,
-        right,
-        theme.dim(),
-    );
+    put(buf, area, area.right().saturating_sub(1), y, right, theme.dim());
 }
 
 fn titles(area: Rect, y: u16, titles: &[String], theme: &Theme, buf: &mut Buffer) {
     let ends = [middle(area), area.right().saturating_sub(1)];
     for (position, title) in titles.iter().enumerate() {
         let from = if position == 0 { area.x } else { middle(area) } + 2;
-        let to = if titles.len() == 2 {
-            ends[position]
-        } else {
-            ends[1]
-        };
+        let to = if titles.len() == 2 { ends[position] } else { ends[1] };
         let room = Rect::new(from, y, to.saturating_sub(from), 1).intersection(area);
         if !title.is_empty() {
             let title = super::shorten(&format!(" {title} "), usize::from(room.width));

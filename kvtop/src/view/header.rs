@@ -25,10 +25,7 @@ pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     for piece in &left {
         x = put(buf, area, x, area.y, &piece.text, piece.style) + 2;
     }
-    let mut x = area
-        .right()
-        .saturating_sub(length(&right) as u16)
-        .max(area.x);
+    let mut x = area.right().saturating_sub(length(&right) as u16).max(area.x);
     for piece in &right {
         x = put(buf, area, x, area.y, &piece.text, piece.style) + 2;
     }
@@ -36,39 +33,19 @@ pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 
 fn left(app: &App, theme: &Theme) -> Vec<Piece> {
     let plain = Style::new();
-    let mut pieces = vec![Piece {
-        text: "kvtop".into(),
-        rank: 6,
-        style: theme.bold(),
-    }];
+    let mut pieces = vec![Piece { text: "kvtop".into(), rank: 6, style: theme.bold() }];
     let Some(cluster) = app.cluster() else {
         return pieces;
     };
-    let name = if cluster.view.name.is_empty() {
-        "(no cluster)"
-    } else {
-        &cluster.view.name
-    };
+    let name = if cluster.view.name.is_empty() { "(no cluster)" } else { &cluster.view.name };
     let nodes = match cluster.nodes.len() {
         1 => "1 node".to_owned(),
         n => format!("{n} nodes"),
     };
     let (ring, agreed) = ring(cluster);
-    pieces.push(Piece {
-        text: name.to_owned(),
-        rank: 1,
-        style: theme.bold(),
-    });
-    pieces.push(Piece {
-        text: nodes,
-        rank: 4,
-        style: plain,
-    });
-    pieces.push(Piece {
-        text: ring,
-        rank: 3,
-        style: theme.level(agreed),
-    });
+    pieces.push(Piece { text: name.to_owned(), rank: 1, style: theme.bold() });
+    pieces.push(Piece { text: nodes, rank: 4, style: plain });
+    pieces.push(Piece { text: ring, rank: 3, style: theme.level(agreed) });
     if !cluster.view.viewpoint.is_empty() {
         pieces.push(Piece {
             text: format!("via {}", cluster.view.viewpoint),
@@ -85,41 +62,18 @@ fn ring(cluster: &Cluster) -> (String, Level) {
     };
     let (agreed, up) = (cluster.view.layout_agreed as usize, cluster.up());
     let level = if agreed < up { Level::Warn } else { Level::Ok };
-    let mark = if level == Level::Ok {
-        String::new()
-    } else {
-        format!(" {}", sign(level))
-    };
-    (
-        format!("ring {} agreed {agreed}/{up}{mark}", layout.depth),
-        level,
-    )
+    let mark = if level == Level::Ok { String::new() } else { format!(" {}", sign(level)) };
+    (format!("ring {} agreed {agreed}/{up}{mark}", layout.depth), level)
 }
 
 fn right(app: &App, theme: &Theme, room: usize) -> Vec<Piece> {
     let style = Style::new();
     let (text, loud) = status(app, room);
-    let state = if loud {
-        theme.reversed().add_modifier(Modifier::BOLD)
-    } else {
-        style
-    };
+    let state = if loud { theme.reversed().add_modifier(Modifier::BOLD) } else { style };
     vec![
-        Piece {
-            text: "RO".into(),
-            rank: 8,
-            style: theme.dim(),
-        },
-        Piece {
-            text,
-            rank: 0,
-            style: state,
-        },
-        Piece {
-            text: format!("{}Z", clock(app.now)),
-            rank: 7,
-            style,
-        },
+        Piece { text: "RO".into(), rank: 8, style: theme.dim() },
+        Piece { text, rank: 0, style: state },
+        Piece { text: format!("{}Z", clock(app.now)), rank: 7, style },
     ]
 }
 
@@ -138,19 +92,13 @@ fn status(app: &App, room: usize) -> (String, bool) {
     };
     match &app.link {
         Link::Live => match app.paused_since() {
-            Some(since) => (
-                format!("PAUSED {}", duration(app.now.saturating_sub(since))),
-                true,
-            ),
+            Some(since) => (format!("PAUSED {}", duration(app.now.saturating_sub(since))), true),
             None => (format!("LIVE {age}"), false),
         },
         Link::Connecting => {
             let waited = duration(app.now.saturating_sub(app.started_at));
             longest(
-                [
-                    format!("connecting {waited}{}", trying(false)),
-                    format!("connecting {waited}"),
-                ],
+                [format!("connecting {waited}{}", trying(false)), format!("connecting {waited}")],
                 room,
                 false,
             )
@@ -180,22 +128,13 @@ fn length(pieces: &[Piece]) -> usize {
 }
 
 fn total(left: &[Piece], right: &[Piece]) -> usize {
-    let gap = if left.is_empty() || right.is_empty() {
-        0
-    } else {
-        2
-    };
+    let gap = if left.is_empty() || right.is_empty() { 0 } else { 2 };
     length(left) + gap + length(right)
 }
 
 /// Takes out the least important piece of both; false when nothing may go.
 fn drop_one(left: &mut Vec<Piece>, right: &mut Vec<Piece>) -> bool {
-    let Some(worst) = left
-        .iter()
-        .chain(right.iter())
-        .map(|piece| piece.rank)
-        .max()
-    else {
+    let Some(worst) = left.iter().chain(right.iter()).map(|piece| piece.rank).max() else {
         return false;
     };
     left.retain(|piece| piece.rank != worst);

@@ -19,42 +19,21 @@ pub(super) fn render(app: &App, from: u16, theme: &Theme, area: Rect, buf: &mut 
             format!("kvtop {} help", env!("CARGO_PKG_VERSION")),
             area.height - 2,
         )];
-        frame::draw(
-            area,
-            &band,
-            "j/k scroll  ? or Esc close  q quit",
-            theme,
-            buf,
-        )[0]
+        frame::draw(area, &band, "j/k scroll  ? or Esc close  q quit", theme, buf)[0]
     } else {
         area
     };
     let overflow = lines.len().saturating_sub(usize::from(inside.height));
     let visible = lines.iter().skip(usize::from(from).min(overflow));
     for (y, line) in (inside.y..inside.bottom()).zip(visible) {
-        let style = if line.starts_with(' ') {
-            Style::new()
-        } else {
-            theme.bold()
-        };
-        put(
-            buf,
-            inside,
-            inside.x,
-            y,
-            &shorten(line, usize::from(inside.width)),
-            style,
-        );
+        let style = if line.starts_with(' ') { Style::new() } else { theme.bold() };
+        put(buf, inside, inside.x, y, &shorten(line, usize::from(inside.width)), style);
     }
 }
 
 fn lines(app: &App) -> Vec<String> {
     let mut lines = vec!["Keys".to_owned()];
-    lines.extend(
-        BINDINGS
-            .iter()
-            .map(|binding| format!("  {:<10} {}", binding.keys, binding.does)),
-    );
+    lines.extend(BINDINGS.iter().map(|binding| format!("  {:<10} {}", binding.keys, binding.does)));
     lines.push("Signs".into());
     lines.push(format!(
         "  {} ok   {} warning   {} critical   ? not known, which is never shown as 0",
@@ -64,14 +43,8 @@ fn lines(app: &App) -> Vec<String> {
     ));
     lines.push("  - nothing to measure   52%? as last heard   blank in a graph: no samples".into());
     lines.push("Columns and limits".into());
-    lines.push(format!(
-        "  dev      distance from the fair share; {}",
-        limits(SHARE)
-    ));
-    lines.push(format!(
-        "  disk     part of the disk in use; {}",
-        limits(DISK)
-    ));
+    lines.push(format!("  dev      distance from the fair share; {}", limits(SHARE)));
+    lines.push(format!("  disk     part of the disk in use; {}", limits(DISK)));
     lines.push("  rtt      round trip from the node kvtop looks through".into());
     lines
         .push("  put/s    puts and deletes   p50, p99: of 10 s; of one node: of one sample".into());

@@ -11,19 +11,7 @@ use ratatui::layout::Rect;
 pub(super) fn render(cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let room = usize::from(area.width).saturating_sub(2);
     for (y, entry) in (area.y..area.bottom()).zip(cluster.log.newest()) {
-        let text = format!(
-            "{}  {}  {}",
-            clock(entry.at_ms),
-            sign(entry.level),
-            entry.text
-        );
-        put(
-            buf,
-            area,
-            area.x + 1,
-            y,
-            &shorten(&text, room),
-            theme.level(entry.level),
-        );
+        let text = format!("{}  {}  {}", clock(entry.at_ms), sign(entry.level), entry.text);
+        put(buf, area, area.x + 1, y, &shorten(&text, room), theme.level(entry.level));
     }
 }

@@ -41,8 +41,7 @@ fn put(buf: &mut Buffer, area: Rect, x: u16, y: u16, text: &str, style: Style) -
     if x < area.x || x >= area.right() || y < area.y || y >= area.bottom() {
         return x;
     }
-    buf.set_stringn(x, y, text, usize::from(area.right() - x), style)
-        .0
+    buf.set_stringn(x, y, text, usize::from(area.right() - x), style).0
 }
 
 /// Columns `text` takes.
@@ -78,11 +77,8 @@ fn wrap(text: &str, room: usize, lines: usize) -> Vec<String> {
         let mut line = String::new();
         let last = wrapped.len() + 1 == lines;
         while let Some(word) = words.peek() {
-            let joined = if line.is_empty() {
-                (*word).to_owned()
-            } else {
-                format!("{line} {word}")
-            };
+            let joined =
+                if line.is_empty() { (*word).to_owned() } else { format!("{line} {word}") };
             if width(&joined) > room && !line.is_empty() && !last {
                 break;
             }
@@ -106,10 +102,7 @@ mod tests {
 
     #[test]
     fn text_is_wrapped_between_words_and_shortened_only_at_the_end() {
-        assert_eq!(
-            wrap("one two three four", 9, 3),
-            ["one two", "three", "four"]
-        );
+        assert_eq!(wrap("one two three four", 9, 3), ["one two", "three", "four"]);
         assert_eq!(wrap("one two three four", 9, 2), ["one two", "three fo…"]);
         assert_eq!(wrap("unbreakable", 5, 2), ["unbr…"]);
         assert_eq!(wrap("", 5, 2), Vec::<String>::new());

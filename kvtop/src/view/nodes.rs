@@ -44,13 +44,7 @@ const COLUMNS: [Column; 15] = [
         right: false,
         cell: |node, _| (shorten(&node.seen.zone, NAME_MAX), Level::Ok),
     },
-    Column {
-        title: "state",
-        rank: 0,
-        least: 4,
-        right: false,
-        cell: state,
-    },
+    Column { title: "state", rank: 0, least: 4, right: false, cell: state },
     Column {
         title: "share",
         rank: 3,
@@ -58,13 +52,7 @@ const COLUMNS: [Column; 15] = [
         right: true,
         cell: |node, _| (percent(node.seen.share_ratio), Level::Ok),
     },
-    Column {
-        title: "dev  ",
-        rank: 4,
-        least: 6,
-        right: true,
-        cell: dev,
-    },
+    Column { title: "dev  ", rank: 4, least: 6, right: true, cell: dev },
     Column {
         title: "vs fair",
         rank: 7,
@@ -72,13 +60,7 @@ const COLUMNS: [Column; 15] = [
         right: false,
         cell: |node, _| (bar(node), node.share_level()),
     },
-    Column {
-        title: "rtt",
-        rank: 6,
-        least: 6,
-        right: true,
-        cell: rtt,
-    },
+    Column { title: "rtt", rank: 6, least: 6, right: true, cell: rtt },
     Column {
         title: "get/s",
         rank: 1,
@@ -107,20 +89,8 @@ const COLUMNS: [Column; 15] = [
         right: true,
         cell: |node, _| load(node, |load| none_or(load.put_p99())),
     },
-    Column {
-        title: "fail/s",
-        rank: 9,
-        least: 6,
-        right: true,
-        cell: failures,
-    },
-    Column {
-        title: "disk  ",
-        rank: 5,
-        least: 6,
-        right: true,
-        cell: disk,
-    },
+    Column { title: "fail/s", rank: 9, least: 6, right: true, cell: failures },
+    Column { title: "disk  ", rank: 5, least: 6, right: true, cell: disk },
     Column {
         title: "data",
         rank: 12,
@@ -155,39 +125,20 @@ pub(super) fn render(app: &App, cluster: &Cluster, theme: &Theme, area: Rect, bu
     if let (Some(row), true) = (selected, rows > 2) {
         rows -= 1;
         let text = detail(nodes[row], now, usize::from(area.width).saturating_sub(2));
-        put(
-            buf,
-            area,
-            area.x + 1,
-            area.bottom() - 1,
-            &text,
-            theme.note(),
-        );
+        put(buf, area, area.x + 1, area.bottom() - 1, &text, theme.note());
     }
     let shown = Shown::of(nodes.len(), rows, selected);
     let visible = &nodes[shown.from..shown.from + shown.rows];
     let columns = fitting(visible, now, usize::from(area.width));
     head(&columns, area, theme, buf);
     for (line, node) in (1..).zip(visible) {
-        let at = Rect {
-            y: area.y + line,
-            height: 1,
-            ..area
-        }
-        .intersection(area);
+        let at = Rect { y: area.y + line, height: 1, ..area }.intersection(area);
         let here = selected == Some(shown.from + usize::from(line) - 1);
         row(node, &columns, now, here, theme, at, buf);
     }
     if shown.rest > 0 {
         let text = rest(&nodes, &shown);
-        put(
-            buf,
-            area,
-            area.x + 1,
-            area.y + 1 + shown.rows as u16,
-            &text,
-            theme.dim(),
-        );
+        put(buf, area, area.x + 1, area.y + 1 + shown.rows as u16, &text, theme.dim());
     }
 }
 
@@ -203,10 +154,9 @@ pub(super) fn state(node: &Node, now: Millis) -> (String, Level) {
             let depth = node.seen.layout.as_ref().map_or(0, |layout| layout.depth);
             (format!("up, ring {depth}"), Level::Warn)
         }
-        NodeState::Up if bad_records(node) > 0 => (
-            format!("up, {} bad records", count(bad_records(node))),
-            Level::Warn,
-        ),
+        NodeState::Up if bad_records(node) > 0 => {
+            (format!("up, {} bad records", count(bad_records(node))), Level::Warn)
+        }
         NodeState::Up => ("up".to_owned(), Level::Ok),
     };
     (format!("{} {text}", sign(level)), level)
@@ -223,28 +173,16 @@ struct Shown {
 impl Shown {
     fn of(nodes: usize, rows: usize, selected: Option<usize>) -> Self {
         if nodes <= rows {
-            return Self {
-                from: 0,
-                rows: nodes,
-                rest: 0,
-            };
+            return Self { from: 0, rows: nodes, rest: 0 };
         }
         let rows = rows.saturating_sub(1);
-        let from = selected
-            .map_or(0, |row| (row + 1).saturating_sub(rows))
-            .min(nodes - rows);
-        Self {
-            from,
-            rows,
-            rest: nodes - rows,
-        }
+        let from = selected.map_or(0, |row| (row + 1).saturating_sub(rows)).min(nodes - rows);
+        Self { from, rows, rest: nodes - rows }
     }
 }
 
 fn rest(nodes: &[&Node], shown: &Shown) -> String {
-    let hidden = nodes[..shown.from]
-        .iter()
-        .chain(&nodes[shown.from + shown.rows..]);
+    let hidden = nodes[..shown.from].iter().chain(&nodes[shown.from + shown.rows..]);
     let up = hidden.filter(|node| node.state() == NodeState::Up).count();
     match shown.rest - up {
         0 => format!("… {} more, all up", shown.rest),
@@ -258,22 +196,11 @@ fn detail(node: &Node, now: Millis, room: usize) -> String {
     let since = duration(now.saturating_sub(seen.since_ms));
     let up = node.state() == NodeState::Up;
     let parts = [
-        if up {
-            format!("up for {since}")
-        } else {
-            seen.why.clone()
-        },
+        if up { format!("up for {since}") } else { seen.why.clone() },
         format!("zone {}", seen.zone),
         format!("weight {}", seen.weight),
         format!("{} copies", seen.copies),
-        format!(
-            "kvd {}",
-            if seen.version.is_empty() {
-                UNKNOWN
-            } else {
-                &seen.version
-            }
-        ),
+        format!("kvd {}", if seen.version.is_empty() { UNKNOWN } else { &seen.version }),
     ];
     let mut text = format!("{}  {}", seen.name, seen.address);
     for part in parts.iter().filter(|part| !part.is_empty()) {
@@ -288,24 +215,13 @@ fn detail(node: &Node, now: Millis, room: usize) -> String {
 fn fitting(nodes: &[&Node], now: Millis, room: usize) -> Vec<(&'static Column, usize)> {
     let measured = |column: &Column| {
         let cells = nodes.iter().map(|node| width(&(column.cell)(node, now).0));
-        cells
-            .max()
-            .unwrap_or(0)
-            .max(column.least)
-            .max(width(column.title))
+        cells.max().unwrap_or(0).max(column.least).max(width(column.title))
     };
-    let mut columns: Vec<_> = COLUMNS
-        .iter()
-        .map(|column| (column, measured(column)))
-        .collect();
+    let mut columns: Vec<_> = COLUMNS.iter().map(|column| (column, measured(column))).collect();
     let total =
         |columns: &[(&Column, usize)]| columns.iter().map(|(_, width)| width + GAP).sum::<usize>();
     while total(&columns) > room + GAP - 1 {
-        let worst = columns
-            .iter()
-            .map(|(column, _)| column.rank)
-            .max()
-            .unwrap_or(0);
+        let worst = columns.iter().map(|(column, _)| column.rank).max().unwrap_or(0);
         if worst == 0 {
             break;
         }
@@ -317,14 +233,7 @@ fn fitting(nodes: &[&Node], now: Millis, room: usize) -> Vec<(&'static Column, u
 fn head(columns: &[(&Column, usize)], area: Rect, theme: &Theme, buf: &mut Buffer) {
     let mut x = area.x + 1;
     for (column, width) in columns {
-        put(
-            buf,
-            area,
-            x,
-            area.y,
-            &aligned(column.title, *width, column.right),
-            theme.dim(),
-        );
+        put(buf, area, x, area.y, &aligned(column.title, *width, column.right), theme.dim());
         x = x.saturating_add((width + GAP) as u16);
     }
 }
@@ -344,14 +253,7 @@ fn row(
     let mut x = area.x + 1;
     for (column, width) in columns {
         let (text, level) = (column.cell)(node, now);
-        put(
-            buf,
-            area,
-            x,
-            area.y,
-            &aligned(&text, *width, column.right),
-            theme.level(level),
-        );
+        put(buf, area, x, area.y, &aligned(&text, *width, column.right), theme.level(level));
         x = x.saturating_add((width + GAP) as u16);
     }
     if selected {
@@ -362,11 +264,7 @@ fn row(
 
 fn aligned(text: &str, room: usize, right: bool) -> String {
     let gap = " ".repeat(room.saturating_sub(width(text)));
-    if right {
-        gap + text
-    } else {
-        text.to_owned() + &gap
-    }
+    if right { gap + text } else { text.to_owned() + &gap }
 }
 
 fn dev(node: &Node, _: Millis) -> (String, Level) {
@@ -375,15 +273,10 @@ fn dev(node: &Node, _: Millis) -> (String, Level) {
 }
 
 fn disk(node: &Node, _: Millis) -> (String, Level) {
-    let old = if node.state() == NodeState::Up {
-        ""
-    } else {
-        UNKNOWN
-    };
-    let text = node.disk_used().map_or_else(
-        || UNKNOWN.into(),
-        |used| format!("{:.0}%{old}", used * 100.0),
-    );
+    let old = if node.state() == NodeState::Up { "" } else { UNKNOWN };
+    let text = node
+        .disk_used()
+        .map_or_else(|| UNKNOWN.into(), |used| format!("{:.0}%{old}", used * 100.0));
     marked(text, node.disk_level())
 }
 
@@ -423,26 +316,16 @@ fn rtt(node: &Node, _: Millis) -> (String, Level) {
 
 fn failures(node: &Node, _: Millis) -> (String, Level) {
     let (text, _) = load(node, |load| rate(load.rates.failures));
-    let failing = node
-        .load
-        .as_ref()
-        .is_some_and(|load| load.rates.failures > 0.0);
+    let failing = node.load.as_ref().is_some_and(|load| load.rates.failures > 0.0);
     (text, if failing { Level::Warn } else { Level::Ok })
 }
 
 fn load(node: &Node, text: fn(&Load) -> String) -> (String, Level) {
-    (
-        node.load.as_ref().map_or_else(|| UNKNOWN.into(), text),
-        Level::Ok,
-    )
+    (node.load.as_ref().map_or_else(|| UNKNOWN.into(), text), Level::Ok)
 }
 
 fn stat(node: &Node, text: fn(&proto::v1::NodeStats) -> String) -> (String, Level) {
-    let fresh = node
-        .seen
-        .stats
-        .as_ref()
-        .filter(|_| node.state() == NodeState::Up);
+    let fresh = node.seen.stats.as_ref().filter(|_| node.state() == NodeState::Up);
     (fresh.map_or_else(|| UNKNOWN.into(), text), Level::Ok)
 }
 
@@ -452,8 +335,5 @@ fn none_or(micros: Option<u64>) -> String {
 }
 
 fn bad_records(node: &Node) -> u64 {
-    node.seen
-        .stats
-        .as_ref()
-        .map_or(0, |stats| stats.bad_records)
+    node.seen.stats.as_ref().map_or(0, |stats| stats.bad_records)
 }

@@ -54,21 +54,13 @@ pub fn bytes(bytes: u64) -> String {
 
 /// Counts: `812`, `18.2k`.
 pub fn count(count: u64) -> String {
-    if count < 10_000 {
-        count.to_string()
-    } else {
-        rate(count as f64)
-    }
+    if count < 10_000 { count.to_string() } else { rate(count as f64) }
 }
 
 /// A ratio: `8.3%`, `100%`.
 pub fn percent(ratio: f64) -> String {
     let percent = ratio * 100.0;
-    if percent.abs() < 99.95 {
-        format!("{percent:.1}%")
-    } else {
-        format!("{percent:.0}%")
-    }
+    if percent.abs() < 99.95 { format!("{percent:.1}%") } else { format!("{percent:.0}%") }
 }
 
 /// A ratio without decimals and with its sign: `+12%`, `0%`.
@@ -110,12 +102,7 @@ pub fn interval(millis: Millis) -> String {
 /// Time of day, UTC.
 pub fn clock(unix_ms: Millis) -> String {
     let seconds = unix_ms / 1000 % 86_400;
-    format!(
-        "{:02}:{:02}:{:02}",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn scaled(value: f64, unit: &str) -> String {
@@ -156,10 +143,7 @@ mod tests {
             [80, 420, 4_100, 41_000, 1_200_000].map(latency),
             ["80us", "0.42ms", "4.1ms", "41ms", "1.2s"]
         );
-        assert_eq!(
-            [0, 812, 4_300_000, 1 << 40].map(bytes),
-            ["0B", "812B", "4.1MiB", "1.0TiB"]
-        );
+        assert_eq!([0, 812, 4_300_000, 1 << 40].map(bytes), ["0B", "812B", "4.1MiB", "1.0TiB"]);
         assert_eq!([0.0833, 1.0].map(percent), ["8.3%", "100%"]);
         assert_eq!([-0.121, 0.004, 0.12].map(deviation), ["-12%", "0%", "+12%"]);
     }

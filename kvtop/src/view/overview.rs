@@ -36,27 +36,9 @@ fn one_pane(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 /// Rates and copies in a line each, and the table of nodes.
 fn pane(app: &App, cluster: &Cluster, theme: &Theme, body: Rect, buf: &mut Buffer) {
     let room = usize::from(body.width);
-    put(
-        buf,
-        body,
-        body.x,
-        body.y,
-        &requests::brief(app, cluster, room),
-        Style::new(),
-    );
-    put(
-        buf,
-        body,
-        body.x,
-        body.y + 1,
-        &ring::brief(cluster),
-        Style::new(),
-    );
-    let table = Rect {
-        y: body.y + 2,
-        height: body.height.saturating_sub(2),
-        ..body
-    };
+    put(buf, body, body.x, body.y, &requests::brief(app, cluster, room), Style::new());
+    put(buf, body, body.x, body.y + 1, &ring::brief(cluster), Style::new());
+    let table = Rect { y: body.y + 2, height: body.height.saturating_sub(2), ..body };
     let bands = [Band::one("Nodes", table.height.saturating_sub(2))];
     let inside = frame::draw(table, &bands, &hints(app, room), theme, buf);
     nodes::render(app, cluster, theme, inside[0], buf);
@@ -73,16 +55,10 @@ fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         return pane(app, cluster, theme, body, buf);
     }
     let free = body.height.saturating_sub(5 + copies + strip);
-    let table = nodes::wanted(app)
-        .min(free.saturating_sub(2))
-        .max(TABLE_MIN);
+    let table = nodes::wanted(app).min(free.saturating_sub(2)).max(TABLE_MIN);
     let events = free.saturating_sub(table);
     let bands = [
-        Band::two(
-            ring::copies_title(cluster),
-            requests::title(app, cluster, false),
-            copies,
-        ),
+        Band::two(ring::copies_title(cluster), requests::title(app, cluster, false), copies),
         Band::one("Nodes", table),
         Band::one(strip_title(cluster, body, strip), strip),
         Band::one("Log, newest first", events),
@@ -103,17 +79,11 @@ fn full(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let copies = ring::copies_wanted(cluster).clamp(4, 8);
     let strip = ring::strip_wanted(cluster, body.width.saturating_sub(2)).min(8);
     let free = body.height.saturating_sub(5 + copies + strip);
-    let table = nodes::wanted(app)
-        .min(free.saturating_sub(5))
-        .max(TABLE_MIN);
+    let table = nodes::wanted(app).min(free.saturating_sub(5)).max(TABLE_MIN);
     let events = free.saturating_sub(table);
     let bands = [
         Band::one("Nodes, problems first", table),
-        Band::two(
-            ring::copies_title(cluster),
-            requests::title(app, cluster, true),
-            copies,
-        ),
+        Band::two(ring::copies_title(cluster), requests::title(app, cluster, true), copies),
         Band::one(strip_title(cluster, body, strip), strip),
         Band::one("Log, newest first", events),
     ];
@@ -137,11 +107,7 @@ fn top<'a>(
     header::render(app, theme, area, buf);
     let below = |rect: Rect, by: u16| {
         let by = by.min(rect.height);
-        Rect {
-            y: rect.y + by,
-            height: rect.height - by,
-            ..rect
-        }
+        Rect { y: rect.y + by, height: rect.height - by, ..rect }
     };
     let rest = below(area, 1);
     let said = verdict::lines(app, theme, usize::from(area.width), lines);
@@ -156,13 +122,7 @@ fn top<'a>(
 
 fn boxes(app: &App, bands: &[Band], body: Rect, theme: &Theme, buf: &mut Buffer) -> Vec<Rect> {
     debug_assert!(frame::height(bands) <= body.height, "the boxes fit");
-    frame::draw(
-        body,
-        bands,
-        &hints(app, usize::from(body.width)),
-        theme,
-        buf,
-    )
+    frame::draw(body, bands, &hints(app, usize::from(body.width)), theme, buf)
 }
 
 fn strip_title(cluster: &Cluster, body: Rect, rows: u16) -> String {
@@ -186,11 +146,7 @@ fn hints(app: &App, room: usize) -> String {
             Action::Slower => format!("{} {}", binding.hint, interval(app.interval)),
             _ => binding.hint.to_owned(),
         };
-        let longer = if line.is_empty() {
-            hint
-        } else {
-            format!("{line}  {hint}")
-        };
+        let longer = if line.is_empty() { hint } else { format!("{line}  {hint}") };
         if super::width(&longer) + 6 <= room {
             line = longer;
         }

@@ -45,51 +45,21 @@ pub(super) fn render(
 ) {
     let total = cluster.totals().0;
     let lines: [(&str, Rate, String); 3] = [
-        (
-            "get",
-            |rates| rates.gets,
-            latencies(app, cluster, false, area),
-        ),
-        (
-            "put",
-            |rates| rates.puts,
-            latencies(app, cluster, true, area),
-        ),
+        ("get", |rates| rates.gets, latencies(app, cluster, false, area)),
+        ("put", |rates| rates.puts, latencies(app, cluster, true, area)),
         ("fail", |rates| rates.failures, String::new()),
     ];
-    let tail = lines
-        .iter()
-        .map(|(_, _, tail)| width(tail))
-        .max()
-        .unwrap_or(0);
+    let tail = lines.iter().map(|(_, _, tail)| width(tail)).max().unwrap_or(0);
     for (line, (label, what, text)) in (0..).zip(&lines) {
-        let at = Rect {
-            y: area.y + line,
-            height: 1,
-            ..area
-        }
-        .intersection(area);
+        let at = Rect { y: area.y + line, height: 1, ..area }.intersection(area);
         let failing = *label == "fail" && total.is_some_and(|rates| rates.failures > 0.0);
-        let style = if failing {
-            theme.level(Level::Warn)
-        } else {
-            Style::new()
-        };
+        let style = if failing { theme.level(Level::Warn) } else { Style::new() };
         let mark = if failing { sign(Level::Warn) } else { " " };
-        let head = format!(
-            " {label:<4}{mark}{:>RATE_WIDTH$} ",
-            rate_per_s(total.as_ref().map(what))
-        );
+        let head =
+            format!(" {label:<4}{mark}{:>RATE_WIDTH$} ", rate_per_s(total.as_ref().map(what)));
         let columns = usize::from(at.width).saturating_sub(width(&head) + tail + 2);
         let sparks = sparkline(&slices(app, cluster, wide, columns, *what));
-        put(
-            buf,
-            at,
-            at.x,
-            at.y,
-            &format!("{head}{sparks} {text}"),
-            style,
-        );
+        put(buf, at, at.x, at.y, &format!("{head}{sparks} {text}"), style);
     }
     let repairs = rate_per_s(total.map(|rates| rates.read_repairs));
     let siblings = rate_per_s(total.map(|rates| rates.siblings));
@@ -111,11 +81,7 @@ pub(super) fn brief(app: &App, cluster: &Cluster, room: usize) -> String {
     ];
     let mut line = String::new();
     for part in parts {
-        let longer = if line.is_empty() {
-            part
-        } else {
-            format!("{line}  {part}")
-        };
+        let longer = if line.is_empty() { part } else { format!("{line}  {part}") };
         if width(&longer) > room {
             break;
         }
@@ -134,9 +100,7 @@ fn latencies(app: &App, cluster: &Cluster, puts: bool, area: Rect) -> String {
 }
 
 fn quantile(app: &App, cluster: &Cluster, puts: bool, q: f64) -> String {
-    let since = cluster
-        .received_at
-        .saturating_sub(LATENCY_SPAN.max(2 * app.interval));
+    let since = cluster.received_at.saturating_sub(LATENCY_SPAN.max(2 * app.interval));
     let micros = match puts {
         true => cluster.history.put_latency(since, q),
         false => cluster.history.get_latency(since, q),
@@ -155,9 +119,7 @@ fn slices(
     columns: usize,
     what: Rate,
 ) -> Vec<Option<f64>> {
-    cluster
-        .history
-        .slices(cluster.received_at, span(app, wide), columns, what)
+    cluster.history.slices(cluster.received_at, span(app, wide), columns, what)
 }
 
 /// Heights relative to the most; a space where nothing is known.
@@ -165,11 +127,7 @@ fn sparkline(slices: &[Option<f64>]) -> String {
     let most = slices.iter().flatten().copied().fold(0.0, f64::max);
     let top = (SPARKS.len() - 1) as f64;
     let height = |value: f64| {
-        if most > 0.0 {
-            (value / most * top).round() as usize
-        } else {
-            0
-        }
+        if most > 0.0 { (value / most * top).round() as usize } else { 0 }
     };
     slices
         .iter()

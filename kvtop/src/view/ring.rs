@@ -24,29 +24,11 @@ pub(super) fn copies_wanted(cluster: &Cluster) -> u16 {
 /// Draws a line for each number of live copies, the best first.
 pub(super) fn copies(cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let Some(copies) = cluster.copies() else {
-        put(
-            buf,
-            area,
-            area.x + 1,
-            area.y,
-            "? no partitions",
-            theme.dim(),
-        );
+        put(buf, area, area.x + 1, area.y, "? no partitions", theme.dim());
         return;
     };
     for (y, group) in (area.y..).zip(groups(&copies, usize::from(area.height))) {
-        copies_line(
-            &copies,
-            &group,
-            theme,
-            Rect {
-                y,
-                height: 1,
-                ..area
-            }
-            .intersection(area),
-            buf,
-        );
+        copies_line(&copies, &group, theme, Rect { y, height: 1, ..area }.intersection(area), buf);
     }
 }
 
@@ -114,14 +96,7 @@ pub(super) fn strip(cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut Buff
         let byte = |cell: usize| format!("{:02x}", (cell * 256 / cells).min(255));
         let last = (((row + 1) * per_row).min(cells) * 256 / cells).saturating_sub(1);
         put(buf, area, area.x + 1, y, &byte(row * per_row), theme.dim());
-        put(
-            buf,
-            area,
-            area.x + 5 + per_row as u16,
-            y,
-            &format!("{last:02x}"),
-            theme.dim(),
-        );
+        put(buf, area, area.x + 5 + per_row as u16, y, &format!("{last:02x}"), theme.dim());
     }
 }
 
@@ -137,26 +112,14 @@ fn groups(copies: &Copies, lines: usize) -> Vec<Group> {
     if lines == 0 {
         return Vec::new();
     }
-    let single = if copies.n < lines {
-        copies.n + 1
-    } else {
-        lines - 1
-    };
+    let single = if copies.n < lines { copies.n + 1 } else { lines - 1 };
     let mut groups: Vec<Group> = (0..=copies.n)
         .rev()
         .take(single)
-        .map(|live| Group {
-            from: live,
-            to: live,
-            count: copies.count[live],
-        })
+        .map(|live| Group { from: live, to: live, count: copies.count[live] })
         .collect();
     if let Some(to) = (copies.n + 1).checked_sub(single + 1) {
-        groups.push(Group {
-            from: 0,
-            to,
-            count: copies.count[..=to].iter().sum(),
-        });
+        groups.push(Group { from: 0, to, count: copies.count[..=to].iter().sum() });
     }
     groups
 }
@@ -164,11 +127,9 @@ fn groups(copies: &Copies, lines: usize) -> Vec<Group> {
 fn copies_line(copies: &Copies, group: &Group, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let level = match group.count {
         0 => Level::Ok,
-        _ => copies.level(
-            (group.from..=group.to)
-                .find(|live| copies.count[*live] > 0)
-                .unwrap_or(0),
-        ),
+        _ => {
+            copies.level((group.from..=group.to).find(|live| copies.count[*live] > 0).unwrap_or(0))
+        }
     };
     let mark = if level == Level::Ok { " " } else { sign(level) };
     let label = if group.from == group.to {
@@ -188,14 +149,7 @@ fn copies_line(copies: &Copies, group: &Group, theme: &Theme, area: Rect, buf: &
     let x = put(buf, area, area.x, area.y, &head, style);
     let x = put(buf, area, x, area.y, &"█".repeat(full), style);
     let x = put(buf, area, x, area.y, &"░".repeat(room - full), theme.dim());
-    put(
-        buf,
-        area,
-        x,
-        area.y,
-        &tail,
-        if group.count > 0 { style } else { Style::new() },
-    );
+    put(buf, area, x, area.y, &tail, if group.count > 0 { style } else { Style::new() });
 }
 
 /// Cells a row has: a power of two, so that a cell's place can be read as a prefix.
@@ -220,11 +174,7 @@ fn glyph(copies: &Copies, live: usize) -> &'static str {
 fn legend(copies: &Copies) -> String {
     let n = copies.n;
     let span = |from: usize, to: usize| {
-        if from == to {
-            format!("{to}/{n}")
-        } else {
-            format!("{from}-{to}/{n}")
-        }
+        if from == to { format!("{to}/{n}") } else { format!("{from}-{to}/{n}") }
     };
     let quorum = copies.quorum.clamp(1, n);
     let mut parts = vec![format!("· {n}/{n}")];
@@ -243,11 +193,7 @@ mod tests {
     use super::*;
 
     fn copies_of(n: usize, quorum: usize) -> Copies {
-        Copies {
-            n,
-            quorum,
-            count: vec![1; n + 1],
-        }
+        Copies { n, quorum, count: vec![1; n + 1] }
     }
 
     #[test]
@@ -261,10 +207,8 @@ mod tests {
     #[test]
     fn every_partition_is_counted_however_few_lines_there_are() {
         for lines in 1..8 {
-            let counted: usize = groups(&copies_of(5, 3), lines)
-                .iter()
-                .map(|group| group.count)
-                .sum();
+            let counted: usize =
+                groups(&copies_of(5, 3), lines).iter().map(|group| group.count).sum();
             assert_eq!(counted, 6, "{lines} lines");
         }
     }

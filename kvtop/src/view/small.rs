@@ -19,14 +19,7 @@ pub(super) fn brief(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     rest = below(rest, verdict::draw(&said, rest, buf));
     let Some(cluster) = app.cluster() else { return };
     let old = rest;
-    put(
-        buf,
-        rest,
-        rest.x,
-        rest.y,
-        &requests::brief(app, cluster, room),
-        Style::new(),
-    );
+    put(buf, rest, rest.x, rest.y, &requests::brief(app, cluster, room), Style::new());
     let copies = ring::brief(cluster);
     if width(&copies) <= room {
         put(buf, rest, rest.x, rest.y + 1, &copies, Style::new());
@@ -41,14 +34,7 @@ pub(super) fn brief(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 /// The verdict in few words, then rates.
 pub(super) fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let (level, glance) = glance(app, usize::from(area.width));
-    put(
-        buf,
-        area,
-        area.x,
-        area.y,
-        &glance,
-        theme.level(level).patch(theme.bold()),
-    );
+    put(buf, area, area.x, area.y, &glance, theme.level(level).patch(theme.bold()));
     let Some(cluster) = app.cluster() else { return };
     let rates = cluster.totals().0;
     let lines = [
@@ -58,10 +44,7 @@ pub(super) fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         format!("up {}/{}", cluster.up(), cluster.nodes.len()),
     ];
     let mut rest = below(area, 1);
-    for line in lines
-        .iter()
-        .filter(|line| width(line) <= usize::from(area.width))
-    {
+    for line in lines.iter().filter(|line| width(line) <= usize::from(area.width)) {
         put(buf, rest, rest.x, rest.y, line, Style::new());
         rest = below(rest, 1);
     }
@@ -74,9 +57,7 @@ pub(super) fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 /// `▲ n7 3m`: the sign of the verdict and the first problem, in `room` columns.
 fn glance(app: &App, room: usize) -> (Level, String) {
     let (level, forms) = glance_forms(app);
-    let forms = forms
-        .into_iter()
-        .map(|form| format!("{} {form}", sign(level)));
+    let forms = forms.into_iter().map(|form| format!("{} {form}", sign(level)));
     let fits = forms.into_iter().find(|form| width(form) <= room);
     (level, fits.unwrap_or_else(|| sign(level).to_owned()))
 }
@@ -90,19 +71,12 @@ fn glance_forms(app: &App) -> (Level, Vec<String>) {
         let short = duration_short(age);
         return (
             Level::Unknown,
-            vec![
-                format!("STALE {}", duration(age)),
-                format!("STALE {short}"),
-                short,
-            ],
+            vec![format!("STALE {}", duration(age)), format!("STALE {short}"), short],
         );
     }
     let level = cluster.level();
-    let not_up: Vec<&Node> = app
-        .nodes()
-        .into_iter()
-        .filter(|node| node.state() != NodeState::Up)
-        .collect();
+    let not_up: Vec<&Node> =
+        app.nodes().into_iter().filter(|node| node.state() != NodeState::Up).collect();
     let now = cluster.viewpoint_now(app.shown_now());
     let forms = match not_up[..] {
         [] => vec![
@@ -117,12 +91,7 @@ fn glance_forms(app: &App) -> (Level, Vec<String>) {
             } else {
                 format!("{name} not heard")
             };
-            vec![
-                long,
-                format!("{name} {}", duration_short(age)),
-                name.clone(),
-                "1 down".into(),
-            ]
+            vec![long, format!("{name} {}", duration_short(age)), name.clone(), "1 down".into()]
         }
         _ => vec![
             format!("{} of {} down", not_up.len(), cluster.nodes.len()),
@@ -149,18 +118,7 @@ fn problems(app: &App, cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut B
     let chosen = listed.iter().position(|node| selected == Some(&node.uid));
     let from = chosen.map_or(0, |row| (row + 1).saturating_sub(usize::from(area.height)));
     for (y, node) in (area.y..area.bottom()).zip(&listed[from..]) {
-        problem(
-            node,
-            now,
-            selected == Some(&node.uid),
-            theme,
-            Rect {
-                y,
-                height: 1,
-                ..area
-            },
-            buf,
-        );
+        problem(node, now, selected == Some(&node.uid), theme, Rect { y, height: 1, ..area }, buf);
     }
 }
 
@@ -168,17 +126,8 @@ fn problem(node: &Node, now: u64, selected: bool, theme: &Theme, area: Rect, buf
     let (state, _) = nodes::state(node, now);
     let (mark, state) = state.split_once(' ').unwrap_or(("", &state));
     let level = node.level();
-    let mark = if level == Level::Ok {
-        mark
-    } else {
-        sign(level)
-    };
-    let text = format!(
-        " {mark} {} {state}{}  {}",
-        node.seen.name,
-        oddities(node),
-        node.seen.why
-    );
+    let mark = if level == Level::Ok { mark } else { sign(level) };
+    let text = format!(" {mark} {} {state}{}  {}", node.seen.name, oddities(node), node.seen.why);
     put(
         buf,
         area,
@@ -207,9 +156,5 @@ fn oddities(node: &Node) -> String {
 
 fn below(area: Rect, lines: u16) -> Rect {
     let lines = lines.min(area.height);
-    Rect {
-        y: area.y + lines,
-        height: area.height - lines,
-        ..area
-    }
+    Rect { y: area.y + lines, height: area.height - lines, ..area }
 }

@@ -25,10 +25,7 @@ pub struct Theme {
 
 impl Theme {
     /// No colour, all signs.
-    pub const MONO: Self = Self {
-        palette: Palette::Mono,
-        ascii: false,
-    };
+    pub const MONO: Self = Self { palette: Palette::Mono, ascii: false };
 
     /// Orange and vermillion of Okabe and Ito, which nobody confuses; what is well has no colour.
     pub fn level(&self, level: Level) -> Style {
@@ -38,11 +35,7 @@ impl Theme {
             Level::Critical => [Color::LightRed, Color::Indexed(166), Color::Rgb(213, 94, 0)],
         };
         let style = self.foreground(color);
-        if level == Level::Critical {
-            style.add_modifier(Modifier::BOLD)
-        } else {
-            style
-        }
+        if level == Level::Critical { style.add_modifier(Modifier::BOLD) } else { style }
     }
 
     /// Sky blue, for what is about kvtop itself.

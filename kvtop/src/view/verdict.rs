@@ -27,28 +27,15 @@ pub(super) fn lines(app: &App, theme: &Theme, room: usize, lines: [usize; 3]) ->
     let mut add = |text: &str, label: &str, most: usize, style: Style| {
         let label = if room >= 50 { label } else { "" };
         let indent = " ".repeat(label.len());
-        for (position, part) in wrap(text, room.saturating_sub(label.len()), most)
-            .into_iter()
-            .enumerate()
+        for (position, part) in
+            wrap(text, room.saturating_sub(label.len()), most).into_iter().enumerate()
         {
             let lead = if position == 0 { label } else { &indent };
-            out.push(Line {
-                text: format!("{lead}{part}"),
-                style,
-            });
+            out.push(Line { text: format!("{lead}{part}"), style });
         }
     };
     let bold = theme.level(said.level).patch(theme.bold());
-    add(
-        &head,
-        "",
-        lines[0],
-        if said.level == Level::Ok {
-            Style::new()
-        } else {
-            bold
-        },
-    );
+    add(&head, "", lines[0], if said.level == Level::Ok { Style::new() } else { bold });
     add(&said.impact, said.label, lines[1], Style::new());
     add(&said.next, "  next    ", lines[2], Style::new());
     out
@@ -85,13 +72,7 @@ fn seen(cluster: &Cluster) -> Said {
     let verdict = cluster.view.verdict.clone().unwrap_or_default();
     let level = cluster.level();
     let headline = format!("{}  {}", word(level), or_unknown(&verdict.headline));
-    Said {
-        level,
-        headline,
-        label: IMPACT,
-        impact: verdict.impact,
-        next: verdict.next,
-    }
+    Said { level, headline, label: IMPACT, impact: verdict.impact, next: verdict.next }
 }
 
 /// The last verdict is of the past: now nobody tells.
@@ -114,12 +95,9 @@ fn lost(app: &App, cluster: &Cluster, endpoint: &str, why: &str) -> Said {
 fn connecting(app: &App) -> Said {
     let at = |endpoint: &str| format!("connecting to {endpoint}");
     let headline = match (&app.attempt, &app.failure) {
-        (Some(attempt), _) => format!(
-            "{} ({} of {})",
-            at(&attempt.endpoint),
-            attempt.position,
-            attempt.total
-        ),
+        (Some(attempt), _) => {
+            format!("{} ({} of {})", at(&attempt.endpoint), attempt.position, attempt.total)
+        }
         (None, Some((endpoint, _))) => format!("{}, trying again", at(endpoint)),
         (None, None) => "connecting".into(),
     };
@@ -130,13 +108,7 @@ fn connecting(app: &App) -> Said {
         ),
         None => (String::new(), String::new()),
     };
-    Said {
-        level: Level::Unknown,
-        headline,
-        label: WHY,
-        impact,
-        next,
-    }
+    Said { level: Level::Unknown, headline, label: WHY, impact, next }
 }
 
 /// The level as a word.

@@ -1,0 +1,294 @@
+//! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
+
+use super::coordinator::{
+    admit, count_failure, keyspace, mark_silent, merge_on, quickest_first, read_copy, sibling,
+};
+use super::errors::{self, Failure, Unmet};
+use super::peers::CallError;
+use super::{Cluster, Node, deadline};
+use crate::clock;
+use crate::dynamo::key::Key;
+use crate::dynamo::layout::Mode;
+use crate::dynamo::node::Uid;
+use crate::dynamo::object::Object;
+use crate::dynamo::preference::preference;
+use crate::dynamo::quorum::Quorum;
+use crate::dynamo::read::{Read, ReadSpec, ReadStep};
+use crate::storage::record::value_checksum;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use proto::v1::{self, GetReply, GetRequest, ReplicaAnswer, replica_answer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A get turns to one more replica when those asked take four times their usual, but not sooner.
+const HEDGE_MIN: Duration = Duration::from_millis(10);
+const HEDGE_MAX: Duration = Duration::from_millis(200);
+
+/// Every live value of a key.
+pub async fn get(node: &Arc<Node>, request: GetRequest) -> Result<GetReply, Failure> {
+    let started = clock::now();
+    let _admitted = admit(node)?;
+    let outcome = get_admitted(node, request, started).await;
+    node.stats.gets.add();
+    match &outcome {
+        Ok(reply) => {
+            node.stats.get_latency.add(started.elapsed());
+            if reply.siblings.len() > 1 {
+                node.stats.siblings_seen.add();
+            }
+        }
+        Err(failure) => count_failure(node, failure),
+    }
+    outcome
+}
+
+async fn get_admitted(
+    node: &Arc<Node>,
+    request: GetRequest,
+    started: Instant,
+) -> Result<GetReply, Failure> {
+    let cluster = node.cluster()?;
+    let keyspace = keyspace(&cluster, &request.keyspace)?;
+    let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
+    let quorum = Quorum::new(keyspace.n, "R", request.r, keyspace.r);
+    let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
+    let homes = preference(&cluster.layout, keyspace.n, key.token()).homes;
+    let spec = ReadSpec {
+        quorum,
+        order: quickest_first(node, &cluster, &homes),
+        repair_first: (keyspace.mode == Mode::Strict).then_some(keyspace.w),
+    };
+    let (read, steps) = Read::start(spec);
+    let mut get = Get {
+        node: Arc::clone(node),
+        cluster,
+        key,
+        homes,
+        quorum,
+        read,
+        under_way: FuturesUnordered::new(),
+        heard: BTreeMap::new(),
+        started,
+        deadline: deadline(request.timeout_ms),
+    };
+    match get.run(steps).await {
+        ReadStep::Answer => {
+            let reply = get.reply(request.explain);
+            get.finish_behind_the_answer();
+            reply
+        }
+        _ => Err(get.unmet()),
+    }
+}
+
+enum Heard {
+    Copy(Uid, Result<Object, CallError>, Duration),
+    Repaired(Uid, Result<(), CallError>),
+}
+
+struct Get {
+    node: Arc<Node>,
+    cluster: Arc<Cluster>,
+    key: Key,
+    homes: Vec<Uid>,
+    quorum: Quorum,
+    read: Read,
+    under_way: FuturesUnordered<BoxFuture<'static, Heard>>,
+    /// How long each took, and why it failed.
+    heard: BTreeMap<Uid, (Duration, Option<String>)>,
+    started: Instant,
+    deadline: Instant,
+}
+
+impl Get {
+    /// Runs until there is an answer, or none can come.
+    async fn run(&mut self, steps: Vec<ReadStep>) -> ReadStep {
+        let mut end = self.take(steps);
+        let hedge = tokio::time::sleep(self.hedge_delay());
+        let deadline = tokio::time::sleep_until(self.deadline.into());
+        tokio::pin!(hedge, deadline);
+        let mut hedged = false;
+        loop {
+            if let Some(end) = end {
+                return end;
+            }
+            let steps = tokio::select! {
+                biased;
+                Some(heard) = self.under_way.next() => self.feed(heard),
+                () = &mut hedge, if !hedged => {
+                    hedged = true;
+                    self.read.hedge()
+                }
+                () = &mut deadline => self.read.expire(),
+            };
+            end = self.take(steps);
+        }
+    }
+
+    /// Late replies still tell who is behind, and repairs under way are seen through.
+    fn finish_behind_the_answer(mut self) {
+        if self.read.is_over() {
+            return;
+        }
+        let node = Arc::clone(&self.node);
+        node.spawn(async move {
+            let deadline = self.deadline.into();
+            while let Ok(Some(heard)) =
+                tokio::time::timeout_at(deadline, self.under_way.next()).await
+            {
+                let steps = self.feed(heard);
+                self.take(steps);
+                if self.read.is_over() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn feed(&mut self, heard: Heard) -> Vec<ReadStep> {
+        match heard {
+            Heard::Copy(from, Ok(copy), took) => {
+                self.heard.insert(from, (took, None));
+                self.read.reply(from, copy)
+            }
+            Heard::Copy(from, Err(error), took) => {
+                self.heard.insert(from, (took, Some(error.text())));
+                self.read.fail(from)
+            }
+            Heard::Repaired(on, outcome) => self.read.repair_ended(on, outcome.is_ok()),
+        }
+    }
+
+    /// Sets the steps going; returns the end, if it is among them.
+    fn take(&mut self, steps: Vec<ReadStep>) -> Option<ReadStep> {
+        let mut encoded = None;
+        let mut end = None;
+        for step in steps {
+            match step {
+                ReadStep::Ask(on) => self.under_way.push(self.ask(on)),
+                ReadStep::Repair(on) => {
+                    let bytes: &Bytes =
+                        encoded.get_or_insert_with(|| self.read.joined().encode().into());
+                    self.node.stats.read_repairs.add();
+                    self.under_way.push(self.repair(on, bytes.clone()));
+                }
+                ReadStep::Answer | ReadStep::Fail => end = Some(step),
+            }
+        }
+        end
+    }
+
+    fn ask(&self, on: Uid) -> BoxFuture<'static, Heard> {
+        let (node, cluster, key) =
+            (Arc::clone(&self.node), Arc::clone(&self.cluster), self.key.clone());
+        let deadline = self.deadline;
+        Box::pin(async move {
+            let asked = clock::now();
+            let copy = read_copy(&node, &cluster, on, &key, deadline).await;
+            Heard::Copy(on, copy.map(Option::unwrap_or_default), asked.elapsed())
+        })
+    }
+
+    fn repair(&self, on: Uid, encoded: Bytes) -> BoxFuture<'static, Heard> {
+        let (node, cluster, key) =
+            (Arc::clone(&self.node), Arc::clone(&self.cluster), self.key.clone());
+        let (object, deadline) = (self.read.joined().clone(), self.deadline);
+        Box::pin(async move {
+            let done = merge_on(&node, &cluster, on, &key, &object, encoded, deadline).await;
+            Heard::Repaired(on, done)
+        })
+    }
+
+    fn hedge_delay(&self) -> Duration {
+        let usual = self.homes.iter().filter_map(|uid| self.cluster.peers.get(uid));
+        let usual = usual.filter(|peer| peer.is_usable()).map(|peer| peer.latency_us()).max();
+        Duration::from_micros(usual.unwrap_or(0) * 4).clamp(HEDGE_MIN, HEDGE_MAX)
+    }
+
+    fn reply(&self, explain: bool) -> Result<GetReply, Failure> {
+        let (key, joined) = (&self.key, self.read.joined());
+        let mut siblings = Vec::new();
+        for (dot, record) in joined.live() {
+            let value = record.value.clone().unwrap_or_default();
+            if value_checksum(key.bytes(), Some(&value)) != record.checksum {
+                let what = format!("a value of {} is not what was put", key.bytes().escape_ascii());
+                return Err(errors::internal(what));
+            }
+            let context = self.cluster.sealer.seal(key, &joined.context_of(dot)).into();
+            siblings.push(sibling(dot, record, value, context));
+        }
+        let context = match joined.clock() {
+            clock if clock.is_empty() => Bytes::new(),
+            clock => self.cluster.sealer.seal(key, clock).into(),
+        };
+        let replied: BTreeSet<Uid> = self.read.copies().keys().copied().collect();
+        let repaired: BTreeSet<Uid> = self.read.repaired() | self.read.repairing();
+        Ok(GetReply {
+            siblings,
+            context,
+            quorum: Some(self.quorum(&replied, &repaired)),
+            replicas: if explain { self.answers() } else { Vec::new() },
+            coordinator: self.cluster.name_of(self.node.uid),
+        })
+    }
+
+    fn quorum(&self, replied: &BTreeSet<Uid>, repaired: &BTreeSet<Uid>) -> v1::Quorum {
+        v1::Quorum {
+            n: self.quorum.n.into(),
+            needed: self.quorum.needed.into(),
+            replied: self.cluster.names_of(replied),
+            missing: self.cluster.names_of(self.homes.iter().filter(|uid| !replied.contains(uid))),
+            repaired: self.cluster.names_of(repaired),
+        }
+    }
+
+    /// What each replica said.
+    fn answers(&self) -> Vec<ReplicaAnswer> {
+        use replica_answer::Verdict;
+        let joined = self.read.joined();
+        let answer = |uid: &Uid| {
+            let (took, error) = self.heard.get(uid).cloned().unwrap_or_default();
+            let copy = self.read.copies().get(uid);
+            let repaired =
+                self.read.repaired().contains(uid) || self.read.repairing().contains(uid);
+            let verdict = match copy {
+                _ if error.is_some() => Verdict::Failed,
+                Some(copy) if repaired && !copy.clock().is_empty() => Verdict::Behind,
+                Some(copy) if copy.clock().is_empty() && copy.siblings().is_empty() => {
+                    Verdict::Absent
+                }
+                Some(copy) if copy.agrees_with(joined) => Verdict::Match,
+                Some(_) => Verdict::Behind,
+                None if self.heard.contains_key(uid) => Verdict::Failed,
+                None if self.under_way.is_empty() => Verdict::NotAsked,
+                None => Verdict::Pending,
+            };
+            ReplicaAnswer {
+                node: self.cluster.name_of(*uid),
+                verdict: verdict.into(),
+                latency_us: took.as_micros() as u64,
+                clock: copy.map(|copy| copy.clock().to_string()).unwrap_or_default(),
+                error: error.unwrap_or_default(),
+                repaired,
+            }
+        };
+        self.homes.iter().map(answer).collect()
+    }
+
+    fn unmet(&self) -> Failure {
+        let mut replicas = self.answers();
+        mark_silent(&mut replicas, self.started.elapsed());
+        errors::quorum_unmet(Unmet {
+            verb: "get",
+            key: self.key.bytes(),
+            quorum: ("R", self.quorum.needed),
+            acks: self.cluster.names_of(self.read.copies().keys()),
+            replicas,
+            waited_ms: self.started.elapsed().as_millis(),
+            outcome: None,
+        })
+    }
+}

@@ -1,0 +1,466 @@
+//! One client put or delete: drives `dynamo::write` over the store and the peers.
+//!
+//! It is coordinated by a replica, since only a replica has an actor to name it with: a node that
+//! is not one forwards it.
+
+use super::coordinator::{
+    admit, count_failure, keyspace, mark_silent, merge_on, quickest_first, wire_dot,
+};
+use super::errors::{self, Failure, Unmet};
+use super::peers::CallError;
+use super::{Cluster, Node, deadline};
+use crate::clock;
+use crate::dynamo::key::Key;
+use crate::dynamo::layout::Mode;
+use crate::dynamo::node::{RequestId, Uid};
+use crate::dynamo::object::{Intent, Object, Record};
+use crate::dynamo::preference::preference;
+use crate::dynamo::quorum::Quorum;
+use crate::dynamo::version::{Actor, Clock, Dot};
+use crate::dynamo::write::{Write, WriteSpec, WriteStep};
+use crate::storage::record::value_checksum;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use proto::v1::{
+    self, CoordinateCall, DeleteRequest, Outcome, PutRequest, ReplicaAnswer, WriteReply, answer,
+    call, coordinate_call, replica_answer,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Stores a value.
+pub async fn put(node: &Arc<Node>, request: PutRequest) -> Result<WriteReply, Failure> {
+    let outcome = write(node, ClientWrite::Put(request), true).await;
+    node.stats.puts.add();
+    outcome
+}
+
+/// Leaves a tombstone.
+pub async fn delete(node: &Arc<Node>, request: DeleteRequest) -> Result<WriteReply, Failure> {
+    let outcome = write(node, ClientWrite::Delete(request), true).await;
+    node.stats.deletes.add();
+    outcome
+}
+
+/// Coordinates a write another node forwarded. It is not forwarded again: were two nodes to
+/// disagree about who is a replica, it would go round for ever.
+pub async fn coordinate(
+    node: &Arc<Node>,
+    write_call: CoordinateCall,
+) -> Result<WriteReply, Failure> {
+    match write_call.write {
+        Some(coordinate_call::Write::Put(request)) => {
+            write(node, ClientWrite::Put(request), false).await
+        }
+        Some(coordinate_call::Write::Delete(request)) => {
+            write(node, ClientWrite::Delete(request), false).await
+        }
+        None => Err(errors::argument("the forwarded write is empty", "")),
+    }
+}
+
+/// A put or a delete, as it came.
+enum ClientWrite {
+    Put(PutRequest),
+    Delete(DeleteRequest),
+}
+
+/// The same, checked.
+struct Checked {
+    verb: &'static str,
+    cluster: Arc<Cluster>,
+    key: Key,
+    quorum: Quorum,
+    mode: Mode,
+    intent: Intent,
+    /// What the client had seen: the base of the context it gets back.
+    seen: Clock,
+    explain: bool,
+    started: Instant,
+    deadline: Instant,
+}
+
+async fn write(
+    node: &Arc<Node>,
+    request: ClientWrite,
+    may_forward: bool,
+) -> Result<WriteReply, Failure> {
+    let started = clock::now();
+    let _admitted = admit(node)?;
+    let outcome = write_admitted(node, request, may_forward, started).await;
+    match &outcome {
+        Ok(_) if may_forward => node.stats.put_latency.add(started.elapsed()),
+        Ok(_) => {}
+        Err(failure) => count_failure(node, failure),
+    }
+    outcome
+}
+
+async fn write_admitted(
+    node: &Arc<Node>,
+    mut request: ClientWrite,
+    may_forward: bool,
+    started: Instant,
+) -> Result<WriteReply, Failure> {
+    let cluster = node.cluster()?;
+    let request_id = request.settle_id()?;
+    let checked = request.check(cluster, request_id, started)?;
+    let homes = preference(&checked.cluster.layout, checked.quorum.n, checked.key.token()).homes;
+    match (homes.contains(&node.uid), may_forward) {
+        (true, _) => coordinate_here(node, checked, homes).await,
+        (false, true) => forward(node, &checked, &request, &homes).await,
+        (false, false) => Err(errors::layout_stale()),
+    }
+}
+
+impl ClientWrite {
+    /// The client's id for the write, or a new one: with it a retry through another node is known
+    /// as the same write.
+    fn settle_id(&mut self) -> Result<RequestId, Failure> {
+        let id = match self {
+            Self::Put(request) => &mut request.request_id,
+            Self::Delete(request) => &mut request.request_id,
+        };
+        if id.is_empty() {
+            *id = clock::random_u128().to_be_bytes().to_vec().into();
+        }
+        RequestId::from_slice(id).ok_or_else(|| {
+            errors::argument("the request id is not allowed", "it has 16 bytes, or none")
+        })
+    }
+
+    fn check(
+        &self,
+        cluster: Arc<Cluster>,
+        request: RequestId,
+        started: Instant,
+    ) -> Result<Checked, Failure> {
+        let (verb, keyspace_name, key, value, context, w, strict, timeout_ms, explain) = match self
+        {
+            Self::Put(put) => (
+                "put",
+                &put.keyspace,
+                &put.key,
+                Some(&put.value),
+                &put.context,
+                put.w,
+                put.strict,
+                put.timeout_ms,
+                put.explain,
+            ),
+            Self::Delete(del) => (
+                "delete",
+                &del.keyspace,
+                &del.key,
+                None,
+                &del.context,
+                del.w,
+                del.strict,
+                del.timeout_ms,
+                del.explain,
+            ),
+        };
+        let keyspace = keyspace(&cluster, keyspace_name)?.clone();
+        let key = Key::new(keyspace.id(), key.clone()).map_err(|error| errors::key(&error))?;
+        let bytes = value.map_or(0, Bytes::len);
+        if bytes > keyspace.value_bytes_max as usize {
+            return Err(errors::value_too_large(bytes, keyspace.value_bytes_max, &keyspace.name));
+        }
+        let quorum = Quorum::new(keyspace.n, "W", w, keyspace.w);
+        let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
+        let seen = cluster.sealer.open(&key, context, clock::now_ms());
+        let seen = seen.map_err(|error| errors::context(&error))?;
+        let mode = match strict {
+            Some(true) => Mode::Strict,
+            Some(false) => Mode::Sloppy,
+            None => keyspace.mode,
+        };
+        let record = Record {
+            value: value.cloned(),
+            request,
+            checksum: value_checksum(key.bytes(), value.map(|value| &value[..])),
+        };
+        let blind_delete = value.is_none() && context.is_empty();
+        let intent = Intent { context: (!blind_delete).then(|| seen.clone()), record };
+        let deadline = deadline(timeout_ms);
+        Ok(Checked { verb, cluster, key, quorum, mode, intent, seen, explain, started, deadline })
+    }
+
+    fn forwarded(&self, timeout: Duration) -> CoordinateCall {
+        let timeout_ms = timeout.as_millis().max(1) as u32;
+        let write = match self {
+            Self::Put(put) => coordinate_call::Write::Put(PutRequest { timeout_ms, ..put.clone() }),
+            Self::Delete(delete) => {
+                coordinate_call::Write::Delete(DeleteRequest { timeout_ms, ..delete.clone() })
+            }
+        };
+        CoordinateCall { write: Some(write) }
+    }
+}
+
+/// Gives the write to a replica: the first that takes it. A try that got lost is made again
+/// elsewhere under the same request id, so both are one write.
+async fn forward(
+    node: &Node,
+    checked: &Checked,
+    request: &ClientWrite,
+    homes: &[Uid],
+) -> Result<WriteReply, Failure> {
+    let bytes = checked.intent.record.value.as_ref().map_or(0, Bytes::len);
+    let (mut why, mut sent) = (Vec::new(), false);
+    for home in quickest_first(node, &checked.cluster, homes) {
+        let Some(peer) = checked.cluster.peers.get(&home) else {
+            continue;
+        };
+        let left = checked.deadline.saturating_duration_since(clock::now());
+        // Half of what is left, so that one which hangs leaves time for another.
+        let patience = left / 2;
+        let body = call::Body::Coordinate(request.forwarded(patience));
+        let name = checked.cluster.name_of(home);
+        match peer.call(body, bytes, clock::now() + patience).await {
+            Ok(answer::Body::Coordinate(reply)) => return Ok(reply),
+            Ok(_) => why.push(format!("{name} answered something else")),
+            Err(CallError::Refused(detail)) if !worth_another_try(&detail) => return Err(detail),
+            Err(error) => {
+                sent |= matches!(error, CallError::Lost(_));
+                why.push(format!("{name} {}", error.text()));
+            }
+        }
+    }
+    Err(errors::forward_failed(checked.verb, checked.key.bytes(), &why, sent))
+}
+
+/// Whether another replica may take what this one refused.
+fn worth_another_try(detail: &v1::ErrorDetail) -> bool {
+    use v1::ErrorCode::{Draining, LayoutStale, Overloaded, StorageFailed};
+    matches!(detail.code(), Draining | LayoutStale | Overloaded | StorageFailed)
+}
+
+async fn coordinate_here(
+    node: &Arc<Node>,
+    checked: Checked,
+    homes: Vec<Uid>,
+) -> Result<WriteReply, Failure> {
+    let down =
+        homes.iter().filter(|uid| checked.cluster.peers.get(uid).is_some_and(|p| !p.is_usable()));
+    let spec = WriteSpec {
+        quorum: checked.quorum,
+        mode: checked.mode,
+        coordinator: node.uid,
+        down: down.copied().collect(),
+        homes: homes.clone(),
+        // None until fallbacks keep hints: an acknowledgement from a copy that no home would ever
+        // be given must not count.
+        fallbacks: Vec::new(),
+    };
+    let (write, steps) = match Write::start(spec) {
+        Ok(started) => started,
+        Err(_too_few) => return Err(refused_at_once(&checked, &homes)),
+    };
+    let fresh_actor = Actor(clock::random_u64());
+    let now_ms = clock::now_ms();
+    let (prepared, synced) =
+        node.store.coordinate(checked.key.clone(), checked.intent.clone(), now_ms, fresh_actor);
+    let prepared = tokio::time::timeout_at(checked.deadline.into(), prepared).await;
+    let prepared = match prepared {
+        Ok(Ok(outcome)) => outcome.map_err(|error| errors::storage(&error))?,
+        Ok(Err(_)) => return Err(errors::internal("storage dropped a write")),
+        Err(_) => {
+            let mut put = Put::new(node, checked, homes, write, Object::default());
+            put.heard
+                .insert(node.uid, (put.checked.started.elapsed(), Some("its disk is slow".into())));
+            return Err(put.unmet());
+        }
+    };
+    let mut put = Put::new(node, checked, homes, write, prepared.object);
+    let me = node.uid;
+    put.under_way.push(Box::pin(async move {
+        let outcome = match synced.await {
+            Ok(outcome) => outcome.map_err(|error| CallError::Lost(error.to_string())),
+            Err(_) => Err(CallError::Lost("storage stopped".into())),
+        };
+        (me, outcome)
+    }));
+    match put.run(steps).await {
+        WriteStep::Answer => {
+            let reply = put.reply(prepared.dot);
+            put.finish_behind_the_answer();
+            Ok(reply)
+        }
+        _ => Err(put.unmet()),
+    }
+}
+
+/// Fewer than W up: the client is told so with nothing written.
+fn refused_at_once(checked: &Checked, homes: &[Uid]) -> Failure {
+    let replicas = homes.iter().map(|uid| {
+        let peer = checked.cluster.peers.get(uid).filter(|peer| !peer.is_usable());
+        let error = peer.map(|peer| peer.health().why);
+        let error = error.map(|why| if why.is_empty() { "does not answer".into() } else { why });
+        ReplicaAnswer {
+            node: checked.cluster.name_of(*uid),
+            verdict: replica_answer::Verdict::NotAsked.into(),
+            error: error.unwrap_or_default(),
+            ..Default::default()
+        }
+    });
+    errors::quorum_unmet(Unmet {
+        verb: checked.verb,
+        key: checked.key.bytes(),
+        quorum: ("W", checked.quorum.needed),
+        acks: Vec::new(),
+        replicas: replicas.collect(),
+        waited_ms: checked.started.elapsed().as_millis(),
+        outcome: Some(Outcome::NotApplied),
+    })
+}
+
+struct Put {
+    node: Arc<Node>,
+    checked: Checked,
+    homes: Vec<Uid>,
+    write: Write,
+    object: Object,
+    under_way: FuturesUnordered<BoxFuture<'static, (Uid, Result<(), CallError>)>>,
+    heard: BTreeMap<Uid, (Duration, Option<String>)>,
+}
+
+impl Put {
+    fn new(
+        node: &Arc<Node>,
+        checked: Checked,
+        homes: Vec<Uid>,
+        write: Write,
+        object: Object,
+    ) -> Self {
+        let (under_way, heard) = (FuturesUnordered::new(), BTreeMap::new());
+        Self { node: Arc::clone(node), checked, homes, write, object, under_way, heard }
+    }
+
+    /// Runs until W have it on disk, or cannot.
+    async fn run(&mut self, steps: Vec<WriteStep>) -> WriteStep {
+        let mut end = self.take(steps);
+        let deadline = tokio::time::sleep_until(self.checked.deadline.into());
+        tokio::pin!(deadline);
+        loop {
+            if let Some(end) = end {
+                return end;
+            }
+            let steps = tokio::select! {
+                biased;
+                Some((from, outcome)) = self.under_way.next() => self.feed(from, outcome),
+                () = &mut deadline => self.write.expire(),
+            };
+            end = self.take(steps);
+        }
+    }
+
+    /// The remaining replicas get it too.
+    fn finish_behind_the_answer(mut self) {
+        if self.write.is_over() {
+            return;
+        }
+        let node = Arc::clone(&self.node);
+        node.spawn(async move {
+            let deadline = self.checked.deadline.into();
+            while let Ok(Some((from, outcome))) =
+                tokio::time::timeout_at(deadline, self.under_way.next()).await
+            {
+                let steps = self.feed(from, outcome);
+                self.take(steps);
+            }
+        });
+    }
+
+    fn feed(&mut self, from: Uid, outcome: Result<(), CallError>) -> Vec<WriteStep> {
+        let error = outcome.as_ref().err().map(CallError::text);
+        self.heard.insert(from, (self.checked.started.elapsed(), error));
+        if outcome.is_ok() { self.write.ack(from) } else { self.write.fail(from) }
+    }
+
+    fn take(&mut self, steps: Vec<WriteStep>) -> Option<WriteStep> {
+        let mut encoded = None;
+        let mut end = None;
+        for step in steps {
+            match step {
+                WriteStep::Send(to) | WriteStep::SendHinted { to, .. } => {
+                    let bytes: &Bytes = encoded.get_or_insert_with(|| self.object.encode().into());
+                    self.under_way.push(self.send(to, bytes.clone()));
+                }
+                WriteStep::Answer | WriteStep::Fail => end = Some(step),
+            }
+        }
+        end
+    }
+
+    fn send(&self, to: Uid, encoded: Bytes) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
+        let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.checked.cluster));
+        let (key, deadline) = (self.checked.key.clone(), self.checked.deadline);
+        let object = Object::default(); // never merged here: `to` is another node
+        Box::pin(async move {
+            (to, merge_on(&node, &cluster, to, &key, &object, encoded, deadline).await)
+        })
+    }
+
+    fn reply(&self, dot: Dot) -> WriteReply {
+        let (cluster, acked) = (&self.checked.cluster, self.write.acked());
+        let mut seen = self.checked.seen.clone();
+        seen.add_dot(dot);
+        let quorum = v1::Quorum {
+            n: self.checked.quorum.n.into(),
+            needed: self.checked.quorum.needed.into(),
+            replied: cluster.names_of(acked),
+            missing: cluster.names_of(self.homes.iter().filter(|uid| !acked.contains(uid))),
+            repaired: Vec::new(),
+        };
+        WriteReply {
+            context: cluster.sealer.seal(&self.checked.key, &seen).into(),
+            dot: Some(wire_dot(dot)),
+            quorum: Some(quorum),
+            siblings: self.object.live().len() as u32,
+            replicas: if self.checked.explain { self.answers() } else { Vec::new() },
+            coordinator: cluster.name_of(self.node.uid),
+        }
+    }
+
+    fn answers(&self) -> Vec<ReplicaAnswer> {
+        use replica_answer::Verdict;
+        let answer = |uid: &Uid| {
+            let heard = self.heard.get(uid);
+            let peer = self.checked.cluster.peers.get(uid);
+            let (took, error) = heard.cloned().unwrap_or_default();
+            let (verdict, error) = match heard {
+                Some((_, Some(_))) => (Verdict::Failed, error),
+                Some((_, None)) => (Verdict::Acked, None),
+                None if peer.is_some_and(|peer| !peer.is_usable()) => {
+                    (Verdict::NotAsked, peer.map(|peer| peer.health().why))
+                }
+                None => (Verdict::Pending, None),
+            };
+            ReplicaAnswer {
+                node: self.checked.cluster.name_of(*uid),
+                verdict: verdict.into(),
+                latency_us: took.as_micros() as u64,
+                error: error.unwrap_or_default(),
+                ..Default::default()
+            }
+        };
+        self.homes.iter().map(answer).collect()
+    }
+
+    fn unmet(&self) -> Failure {
+        let mut replicas = self.answers();
+        mark_silent(&mut replicas, self.checked.started.elapsed());
+        errors::quorum_unmet(Unmet {
+            verb: self.checked.verb,
+            key: self.checked.key.bytes(),
+            quorum: ("W", self.checked.quorum.needed),
+            acks: self.checked.cluster.names_of(self.write.acked()),
+            replicas,
+            waited_ms: self.checked.started.elapsed().as_millis(),
+            outcome: Some(Outcome::Unknown),
+        })
+    }
+}
