@@ -23,14 +23,11 @@ fn every_source_file_says_what_it_is() {
 
 #[test]
 fn no_file_is_named_for_nothing() {
-    const NOTHING: [&str; 8] = [
-        "util", "utils", "common", "helper", "helpers", "types", "misc", "shared",
-    ];
+    const NOTHING: [&str; 8] =
+        ["util", "utils", "common", "helper", "helpers", "types", "misc", "shared"];
     let named = sources().into_iter().filter_map(|(path, _)| {
         let without_ending = path.trim_end_matches(".rs");
-        let nothing = without_ending
-            .split('/')
-            .any(|part| NOTHING.contains(&part));
+        let nothing = without_ending.split('/').any(|part| NOTHING.contains(&part));
         nothing.then_some(path)
     });
     none("is named for nothing in particular", named);
@@ -56,10 +53,7 @@ fn decisions_are_pure() {
     none("is impure", with_any(&decisions, &IMPURE));
     let head = read("kvd/src/dynamo/mod.rs");
     let model = read("kvtop/src/state.rs");
-    for (path, text) in [
-        ("kvd/src/dynamo/mod.rs", head),
-        ("kvtop/src/state.rs", model),
-    ] {
+    for (path, text) in [("kvd/src/dynamo/mod.rs", head), ("kvtop/src/state.rs", model)] {
         assert!(
             text.lines().any(|line| line == PURITY_LINE),
             "{path} lacks the line {PURITY_LINE}"
@@ -87,8 +81,7 @@ fn nothing_is_left_to_be_finished() {
     let found = sources().into_iter().flat_map(|(path, text)| {
         let lines = text.lines().enumerate();
         let left = lines.filter(|(_, line)| unfinished.iter().any(|word| line.contains(word)));
-        left.map(|(at, line)| format!("{path}:{}: {}", at + 1, line.trim()))
-            .collect::<Vec<_>>()
+        left.map(|(at, line)| format!("{path}:{}: {}", at + 1, line.trim())).collect::<Vec<_>>()
     });
     none("is left", found);
 }
@@ -99,19 +92,14 @@ fn the_code_map_names_every_file_and_no_other() {
     assert!(map.len() > 50, "the code map is not where this test looks");
     none(
         "is in the code map of docs/architecture.md but not in the tree",
-        map.iter()
-            .filter(|path| !root().join(path).exists())
-            .cloned(),
+        map.iter().filter(|path| !root().join(path).exists()).cloned(),
     );
     let in_src = |path: &str| path.split('/').nth(1) == Some("src");
     let sources = sources().into_iter().map(|(path, _)| path);
     let contract = files("proto", "proto").into_iter();
     none(
         "is not in the code map of docs/architecture.md",
-        sources
-            .filter(|path| in_src(path))
-            .chain(contract)
-            .filter(|path| !map.contains(path)),
+        sources.filter(|path| in_src(path)).chain(contract).filter(|path| !map.contains(path)),
     );
 }
 
@@ -119,17 +107,11 @@ fn the_code_map_names_every_file_and_no_other() {
 fn every_invariant_names_a_test_that_exists() {
     let text = read("docs/architecture.md");
     let invariants = items(section(&text, "## Invariants"));
-    assert!(
-        invariants.len() > 5,
-        "the invariants are not where this test looks"
-    );
+    assert!(invariants.len() > 5, "the invariants are not where this test looks");
     let mut wrong = Vec::new();
     for invariant in &invariants {
         let spans = code_spans(invariant);
-        let guards: Vec<&str> = spans
-            .into_iter()
-            .filter(|code| code.contains(".rs::"))
-            .collect();
+        let guards: Vec<&str> = spans.into_iter().filter(|code| code.contains(".rs::")).collect();
         if guards.is_empty() {
             wrong.push(format!("no guard: {invariant}"));
         }
@@ -149,11 +131,15 @@ fn every_invariant_names_a_test_that_exists() {
 fn every_link_of_the_docs_leads_somewhere() {
     let mut broken = Vec::new();
     for path in files("", "md") {
-        let folder = root().join(&path).parent().unwrap().to_owned();
+        let here = root().join(&path);
         for target in links(&read(&path)) {
-            let (file, _) = target.split_once('#').unwrap_or((&target, ""));
+            let (file, heading) = target.split_once('#').unwrap_or((&target, ""));
             let outside = target.contains("://") || target.starts_with("mailto:");
-            if !outside && !file.is_empty() && !folder.join(file).exists() {
+            let there = match file {
+                "" => here.clone(),
+                file => here.parent().unwrap().join(file),
+            };
+            if !outside && !(there.exists() && has_heading(&there, heading)) {
                 broken.push(format!("{path} → {target}"));
             }
         }
@@ -179,9 +165,8 @@ fn the_top_level_holds_what_it_should() {
         let name = entry.unwrap().file_name();
         name.into_string().unwrap()
     });
-    let found: BTreeSet<String> = names
-        .filter(|name| !name.starts_with('.') && name != "target")
-        .collect();
+    let found: BTreeSet<String> =
+        names.filter(|name| !name.starts_with('.') && name != "target").collect();
     assert!(
         found.iter().eq(expected),
         "the top level holds {found:?}, and should hold {expected:?}"
@@ -201,27 +186,16 @@ fn operating_names_every_flag_of_kvd_and_no_other() {
         })
         .collect();
     let text = read("docs/operating.md");
-    let named: BTreeSet<String> = code_spans(&text)
-        .into_iter()
-        .flat_map(flags_of_kvd)
-        .map(str::to_owned)
-        .collect();
-    none(
-        "is in docs/operating.md, and kvd has no such flag",
-        named.difference(&help).cloned(),
-    );
+    let named: BTreeSet<String> =
+        code_spans(&text).into_iter().flat_map(flags_of_kvd).map(str::to_owned).collect();
+    none("is in docs/operating.md, and kvd has no such flag", named.difference(&help).cloned());
     let own = ["--help", "--version"];
     none(
         "is a flag of kvd that docs/operating.md does not name",
-        help.difference(&named)
-            .filter(|name| !own.contains(&name.as_str()))
-            .cloned(),
+        help.difference(&named).filter(|name| !own.contains(&name.as_str())).cloned(),
     );
     let port = proto::DEFAULT_PORT.to_string();
-    assert!(
-        text.contains(&port),
-        "docs/operating.md does not name port {port}"
-    );
+    assert!(text.contains(&port), "docs/operating.md does not name port {port}");
 }
 
 // === the tree ===
@@ -305,9 +279,7 @@ fn code(text: &str) -> Vec<(usize, &str)> {
 
 /// From one heading to the next of its level.
 fn section<'a>(text: &'a str, heading: &str) -> &'a str {
-    let start = text
-        .find(&format!("{heading}\n"))
-        .unwrap_or_else(|| panic!("no {heading:?}"));
+    let start = text.find(&format!("{heading}\n")).unwrap_or_else(|| panic!("no {heading:?}"));
     let body = &text[start + heading.len()..];
     body.find("\n## ").map_or(body, |end| &body[..end])
 }
@@ -369,6 +341,21 @@ fn links(text: &str) -> Vec<String> {
     targets
 }
 
+/// Whether a file has the heading that `#name` names, as GitHub makes such names; any file has no
+/// name.
+fn has_heading(file: &Path, name: &str) -> bool {
+    let named = |line: &str| {
+        let title = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+        title.chars().filter(kept).collect::<String>().replace(' ', "-")
+    };
+    name.is_empty()
+        || fs::read_to_string(file).is_ok_and(|text| {
+            let mut headings = text.lines().filter(|line| line.starts_with('#'));
+            headings.any(|line| named(line) == name)
+        })
+}
+
 /// The flags of `kvd` in a piece of code: those after the word `kvd`, and those that stand without
 /// a command.
 fn flags_of_kvd(code: &str) -> Vec<&str> {
@@ -397,9 +384,5 @@ fn flag(word: &str) -> Option<&str> {
 /// Fails with a list of all offenders.
 fn none(what: &str, offenders: impl IntoIterator<Item = String>) {
     let offenders: Vec<String> = offenders.into_iter().collect();
-    assert!(
-        offenders.is_empty(),
-        "{what}:\n  {}",
-        offenders.join("\n  ")
-    );
+    assert!(offenders.is_empty(), "{what}:\n  {}", offenders.join("\n  "));
 }
