@@ -65,9 +65,10 @@ impl Exit {
             | ErrorCode::ClusterExists
             | ErrorCode::TooManySiblings
             | ErrorCode::LayoutStale => Self::Conflict,
-            ErrorCode::QuorumUnmet | ErrorCode::StorageFailed | ErrorCode::Overloaded => {
-                Self::QuorumUnmet
-            }
+            ErrorCode::QuorumUnmet
+            | ErrorCode::RecordBad
+            | ErrorCode::StorageFailed
+            | ErrorCode::Overloaded => Self::QuorumUnmet,
             ErrorCode::Draining | ErrorCode::NodeUnreachable => Self::Unreachable,
             ErrorCode::Blank | ErrorCode::ObjectTooLarge => Self::Refused,
             ErrorCode::Stranger => Self::NotPermitted,
@@ -137,6 +138,7 @@ mod tests {
             (19, 6),
             (20, 10),
             (21, 4),
+            (22, 5),
         ];
         for (code, exit) in expected {
             let code = ErrorCode::try_from(code).unwrap();
@@ -146,7 +148,7 @@ mod tests {
             assert_eq!(Exit::of_status(&status) as u8, exit, "{code:?}");
         }
         // One more code in the contract must get a line above.
-        assert!(ErrorCode::try_from(22).is_err());
+        assert!(ErrorCode::try_from(23).is_err());
     }
 
     #[test]

@@ -70,7 +70,8 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::StorageFailed
         | ErrorCode::Draining
         | ErrorCode::NodeUnreachable
-        | ErrorCode::LayoutStale => Code::Unavailable,
+        | ErrorCode::LayoutStale
+        | ErrorCode::RecordBad => Code::Unavailable,
         ErrorCode::Overloaded => Code::ResourceExhausted,
         ErrorCode::Stranger => Code::PermissionDenied,
     }

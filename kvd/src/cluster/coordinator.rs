@@ -4,6 +4,7 @@
 use super::errors::{self, Failure};
 use super::peers::CallError;
 use super::{Cluster, Node};
+use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Keyspace;
 use crate::dynamo::node::{KeyspaceId, Uid};
@@ -13,7 +14,7 @@ use bytes::Bytes;
 use proto::v1::{self, MergeCall, ReadCall, ReplicaAnswer, Sibling, answer, call, replica_answer};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Looks up a keyspace by the name a client gave; none means `default`.
 pub fn keyspace<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Keyspace, Failure> {
@@ -34,7 +35,7 @@ pub async fn read_copy(
     deadline: Instant,
 ) -> Result<Option<Object>, CallError> {
     if on == node.uid {
-        return node.store.read(key).map_err(|error| CallError::Lost(error.to_string()));
+        return node.store.read(key).map_err(|error| CallError::Refused(errors::storage(&error)));
     }
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let body = call::Body::Read(ReadCall { keyspace: key.keyspace().0, key: key.bytes().clone() });
@@ -86,11 +87,15 @@ pub fn quickest_first(node: &Node, cluster: &Cluster, homes: &[Uid]) -> Vec<Uid>
     order
 }
 
-/// Of replicas that were asked and said nothing, says so.
-pub fn mark_silent(replicas: &mut [ReplicaAnswer], waited: Duration) {
+/// Once the deadline has passed, says of replicas that were asked and said nothing that they did.
+pub fn mark_silent(replicas: &mut [ReplicaAnswer], started: Instant, deadline: Instant) {
+    if clock::now() < deadline {
+        return; // the others' failures ended it before these had their time
+    }
+    let waited = started.elapsed().as_millis();
     for replica in replicas {
         if replica.verdict() == replica_answer::Verdict::Pending {
-            replica.error = format!("gave no answer in {} ms", waited.as_millis());
+            replica.error = format!("gave no answer in {waited} ms");
         }
     }
 }

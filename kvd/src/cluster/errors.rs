@@ -128,6 +128,11 @@ pub fn storage(error: &StoreError) -> Failure {
     match error {
         StoreError::Overloaded => overloaded("too many writes wait for the disk"),
         StoreError::Refused(refused) => write_refused(refused),
+        StoreError::BadRecord => failure(
+            ErrorCode::RecordBad,
+            "the copy failed its checksum",
+            "it counts as absent, has no vote, and is repaired from another replica",
+        ),
         StoreError::Stopped(why) => {
             let mut stopped =
                 failure(ErrorCode::StorageFailed, "this node's storage has stopped", why);

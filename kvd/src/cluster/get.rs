@@ -156,7 +156,7 @@ impl Get {
             }
             Heard::Copy(from, Err(error), took) => {
                 self.heard.insert(from, (took, Some(error.text())));
-                self.read.fail(from)
+                if error.is_damaged_copy() { self.read.damaged(from) } else { self.read.fail(from) }
             }
             Heard::Repaired(on, outcome) => self.read.repair_ended(on, outcome.is_ok()),
         }
@@ -280,7 +280,7 @@ impl Get {
 
     fn unmet(&self) -> Failure {
         let mut replicas = self.answers();
-        mark_silent(&mut replicas, self.started.elapsed());
+        mark_silent(&mut replicas, self.started, self.deadline);
         errors::quorum_unmet(Unmet {
             verb: "get",
             key: self.key.bytes(),

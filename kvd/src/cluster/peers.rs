@@ -62,6 +62,11 @@ pub enum CallError {
 }
 
 impl CallError {
+    /// Whether the replica's copy is damaged: it has no vote, and needs repair.
+    pub fn is_damaged_copy(&self) -> bool {
+        matches!(self, Self::Refused(detail) if detail.code() == ErrorCode::RecordBad)
+    }
+
     /// In a few words, for the list of what each replica said.
     pub fn text(&self) -> String {
         match self {

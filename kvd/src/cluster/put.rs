@@ -93,7 +93,9 @@ async fn write(
     match &outcome {
         Ok(_) if may_forward => node.stats.put_latency.add(started.elapsed()),
         Ok(_) => {}
-        Err(failure) => count_failure(node, failure),
+        // The node the client spoke to counts it.
+        Err(failure) if may_forward => count_failure(node, failure),
+        Err(_) => {}
     }
     outcome
 }
@@ -452,7 +454,7 @@ impl Put {
 
     fn unmet(&self) -> Failure {
         let mut replicas = self.answers();
-        mark_silent(&mut replicas, self.checked.started.elapsed());
+        mark_silent(&mut replicas, self.checked.started, self.checked.deadline);
         errors::quorum_unmet(Unmet {
             verb: self.checked.verb,
             key: self.checked.key.bytes(),

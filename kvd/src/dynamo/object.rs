@@ -175,21 +175,20 @@ impl Object {
             return Ok(Coordinated { object, dot, ceiling: None });
         }
         let context = intent.context.clone().unwrap_or_else(|| object.clock.clone());
+        let before = object.live().len();
+        object.siblings.retain(|dot, _| !context.covers(*dot));
+        object.check_limits(&intent.record, before)?;
+
+        // Only what is stored mints: a ceiling that went with a refusal would be lost.
         let mine = object.mine.filter(|mine| mine.incarnation == minter.incarnation);
         let mine =
             mine.unwrap_or(Mine { incarnation: minter.incarnation, actor: minter.fresh_actor });
         let (counter, ceiling) = minter.clock.mint(minter.now_ms, context.newest());
         let dot = Dot { actor: mine.actor, counter };
-
-        let before = object.live().len();
-        object.siblings.retain(|dot, _| !context.covers(*dot));
         object.siblings.insert(dot, intent.record.clone());
         object.clock.join(&context);
         object.clock.advance(dot);
         object.mine = Some(mine);
-        if intent.record.value.is_some() {
-            object.check_limits(before)?;
-        }
         Ok(Coordinated { object, dot, ceiling })
     }
 
@@ -204,12 +203,14 @@ impl Object {
             .map(|(dot, _)| *dot)
     }
 
-    fn check_limits(&self, siblings_before: usize) -> Result<(), WriteRefused> {
-        let siblings = self.live().len();
+    /// Whether `new` may join these siblings. A tombstone always may.
+    fn check_limits(&self, new: &Record, siblings_before: usize) -> Result<(), WriteRefused> {
+        let Some(value) = &new.value else { return Ok(()) };
+        let siblings = self.live().len() + 1;
         if siblings > SIBLINGS_MAX && siblings > siblings_before {
             return Err(WriteRefused::TooManySiblings(siblings));
         }
-        match self.encoded_len() {
+        match self.encoded_len() + SIBLING_BYTES + value.len() {
             bytes if bytes > OBJECT_BYTES_MAX => Err(WriteRefused::TooLarge(bytes)),
             _ => Ok(()),
         }

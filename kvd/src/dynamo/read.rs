@@ -44,6 +44,8 @@ pub struct Read {
     waiting: BTreeSet<Uid>,
     copies: BTreeMap<Uid, Object>,
     failed: BTreeSet<Uid>,
+    /// Of those that failed, replicas whose copy is damaged: to be sent the join.
+    damaged: BTreeSet<Uid>,
     joined: Object,
     repairing: BTreeSet<Uid>,
     repaired: BTreeSet<Uid>,
@@ -66,6 +68,7 @@ impl Read {
             waiting: BTreeSet::new(),
             copies: BTreeMap::new(),
             failed: BTreeSet::new(),
+            damaged: BTreeSet::new(),
             joined: Object::default(),
             repairing: BTreeSet::new(),
             repaired: BTreeSet::new(),
@@ -112,6 +115,20 @@ impl Read {
         } else {
             steps
         }
+    }
+
+    /// A replica's copy failed its checksum. It has no vote: taken for an absent key it could
+    /// outvote a value. It is sent the join once there is one.
+    pub fn damaged(&mut self, from: Uid) -> Vec<ReadStep> {
+        if !self.waiting.contains(&from) {
+            return Vec::new();
+        }
+        self.damaged.insert(from);
+        let mut steps = self.fail(from);
+        if self.phase == Phase::Over && !self.copies.is_empty() {
+            steps.extend(self.repair_behind());
+        }
+        steps
     }
 
     /// The quickest replicas take long: asks one more.
@@ -200,10 +217,9 @@ impl Read {
     }
 
     fn repair_behind(&mut self) -> Vec<ReadStep> {
-        let behind: Vec<Uid> = self
-            .behind()
-            .filter(|uid| !self.repairing.contains(uid) && !self.failed.contains(uid))
-            .collect();
+        let damaged = std::mem::take(&mut self.damaged);
+        let behind = self.behind().filter(|uid| !self.failed.contains(uid)).chain(damaged);
+        let behind: Vec<Uid> = behind.filter(|uid| !self.repairing.contains(uid)).collect();
         self.repairing.extend(&behind);
         behind.into_iter().map(ReadStep::Repair).collect()
     }
@@ -336,6 +352,18 @@ mod tests {
         let (mut read, _) = start(2, Some(2));
         read.reply(A, copy(1));
         assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
+    }
+
+    #[test]
+    fn a_damaged_copy_has_no_vote_and_is_sent_the_join() {
+        let (mut read, _) = start(2, None);
+        assert_eq!(read.damaged(A), [ReadStep::Ask(C)]);
+        assert_eq!(read.reply(B, Object::default()), [], "one absent copy is no quorum");
+        assert_eq!(
+            read.reply(C, copy(1)),
+            [ReadStep::Answer, ReadStep::Repair(B), ReadStep::Repair(A)]
+        );
+        assert_eq!(read.joined(), &copy(1));
     }
 
     #[test]

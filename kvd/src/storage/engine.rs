@@ -172,12 +172,17 @@ impl Store {
         Self { inner }
     }
 
-    /// This node's copy of `key`. A bad record is absent.
+    /// This node's copy of `key`; [`StoreError::BadRecord`] if its checksum fails.
     pub fn read(&self, key: &Key) -> Result<Option<Object>, StoreError> {
         self.working()?;
         let stored_key = record::stored_key(key);
         let found = self.inner.read_record(&stored_key).map_err(|error| self.inner.stop(&error))?;
-        Ok(found.and_then(|bytes| self.inner.believe(&stored_key, bytes)))
+        match found {
+            None => Ok(None),
+            Some(bytes) => {
+                self.inner.believe(&stored_key, bytes).map(Some).ok_or(StoreError::BadRecord)
+            }
+        }
     }
 
     /// A page of this node's copies in `keyspace`, from after `from` through token `to`, only keys
@@ -703,7 +708,7 @@ mod tests {
         }
         transaction.commit().unwrap();
 
-        assert!(store.read(&key("k")).unwrap().is_none());
+        assert_eq!(store.read(&key("k")), Err(StoreError::BadRecord));
         assert_eq!(store.facts().bad_records, 1);
         let second = put(&store, "k", "new", 2);
         assert_ne!(second.actor, first.actor, "the lost copy's actor must not be used again");

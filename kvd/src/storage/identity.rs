@@ -63,7 +63,7 @@ pub enum DirectoryError {
     #[error("{0} cannot be read: {1}; restore it from a backup")]
     Damaged(PathBuf, String),
     /// The disk says no.
-    #[error("data directory {path}: {action} failed: {source}")]
+    #[error("data directory {path}: {action} failed")]
     Io {
         /// The file or directory.
         path: PathBuf,

@@ -28,6 +28,9 @@ pub enum StoreError {
     /// Too much waits to be written. Nothing was done.
     #[error("too many writes wait for the disk")]
     Overloaded,
+    /// The record's checksum fails. It is logged and counted.
+    #[error("the copy failed its checksum")]
+    BadRecord,
     /// A client write over a limit. Nothing was done.
     #[error(transparent)]
     Refused(#[from] WriteRefused),
