@@ -2,9 +2,9 @@
 //! are stopped together and nothing is restarted behind anyone's back.
 
 use crate::config::DevFlags;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use proto::client::Client;
-use proto::v1::{GetClusterRequest, InitClusterRequest, NewMember};
+use proto::v1::{ClusterView, GetClusterRequest, InitClusterRequest, NewMember, NodeState};
 use serde::{Deserialize, Serialize};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
@@ -44,14 +44,17 @@ pub async fn run(flags: DevFlags) -> anyhow::Result<()> {
     drop(ended);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let outcome = tokio::select! {
-        outcome = bring_up(&made) => outcome,
-        ending = endings.recv() => ending.map_or(Ok(()), |(name, how)| bail!("{name} {how}; see its log above")),
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
+    let came_up = tokio::select! {
+        outcome = bring_up(&made) => outcome.map(|()| true),
+        ending = endings.recv() => match ending {
+            Some((name, how)) => Err(anyhow!("{name} {how}; see its log above")),
+            None => Ok(false),
+        },
+        _ = interrupt.recv() => Ok(false),
+        _ = terminate.recv() => Ok(false),
     };
-    let outcome = match outcome {
-        Ok(()) => {
+    let outcome = match came_up {
+        Ok(true) => {
             announce(&flags.dir, &made);
             let mut left = stops.len();
             loop {
@@ -62,13 +65,13 @@ pub async fn run(flags: DevFlags) -> anyhow::Result<()> {
                         left -= 1;
                         say(&format!("{name} {how}. To start it again:  {}", restart_line(&flags.dir, &made, &name)));
                         if left == 0 {
-                            break Err(anyhow::anyhow!("no node is left"));
+                            break Err(anyhow!("no node is left"));
                         }
                     }
                 }
             }
         }
-        failed => failed,
+        told_to_stop_or_failed => told_to_stop_or_failed.map(|_| ()),
     };
     drop(stops); // the nodes see their standard input end, and drain
     let all_ended = async { while endings.recv().await.is_some() {} };
@@ -172,32 +175,41 @@ async fn how_it_ended(child: &mut Child) -> String {
     }
 }
 
-/// Waits until every node answers, and makes the cluster if they are blank.
+/// Waits until every node answers, makes the cluster if they are blank, and waits until each
+/// sees all the others up.
 async fn bring_up(made: &Made) -> anyhow::Result<()> {
-    let mut first = None;
+    let mut clients = Vec::new();
     for index in 0..made.nodes {
-        let client = answering(&address(made, index)).await?;
-        first.get_or_insert(client);
+        clients.push(answering(&address(made, index)).await?);
     }
-    let client = first.context("there is at least one node")?;
-    let view =
-        client.admin().get_cluster(GetClusterRequest { events_since: 0 }).await?.into_inner();
-    if !view.id.is_empty() {
-        return Ok(());
+    if view(&clients[0]).await?.id.is_empty() {
+        let members = (0..made.nodes).map(|index| NewMember {
+            name: name(index),
+            address: address(made, index),
+            zone: zone(made, index),
+            weight: 1,
+        });
+        let request = InitClusterRequest {
+            name: CLUSTER_NAME.into(),
+            members: members.collect(),
+            default_keyspace: None,
+        };
+        clients[0].admin().init_cluster(request).await.context("the cluster could not be made")?;
     }
-    let members = (0..made.nodes).map(|index| NewMember {
-        name: name(index),
-        address: address(made, index),
-        zone: zone(made, index),
-        weight: 1,
-    });
-    let request = InitClusterRequest {
-        name: CLUSTER_NAME.into(),
-        members: members.collect(),
-        default_keyspace: None,
+    let meeting = async {
+        for client in &clients {
+            while !view(client).await?.nodes.iter().all(|node| node.state() == NodeState::Up) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        anyhow::Ok(())
     };
-    client.admin().init_cluster(request).await.context("the cluster could not be made")?;
-    Ok(())
+    let met = tokio::time::timeout(START_MAX, meeting).await;
+    met.with_context(|| format!("the nodes did not meet in {} s", START_MAX.as_secs()))?
+}
+
+async fn view(client: &Client) -> anyhow::Result<ClusterView> {
+    Ok(client.admin().get_cluster(GetClusterRequest { events_since: u64::MAX }).await?.into_inner())
 }
 
 async fn answering(address: &str) -> anyhow::Result<Client> {

@@ -25,7 +25,11 @@ fn node(config: Config) -> ExitCode {
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(work);
+    // Not waited for: a thread that reads standard input never ends.
+    runtime.shutdown_background();
+    outcome
 }
 
 /// A panic is a bug, and a node in a state nobody thought of must not go on voting.

@@ -86,10 +86,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(CLOSE_MAX, serving).await; // whoever still hangs on is cut off
     outcome?;
     let closing = tokio::task::spawn_blocking(move || store.close());
-    if !closing.await? {
+    let Some(mark) = closing.await? else {
         return Err(anyhow!("storage stopped while draining; the next start begins another life"));
-    }
-    directory.stopped_cleanly()?;
+    };
+    directory.stopped_cleanly(mark)?;
     tracing::info!("stopped");
     Ok(())
 }

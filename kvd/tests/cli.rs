@@ -82,7 +82,7 @@ fn a_locked_data_directory_is_refused() {
 fn a_directory_that_lost_its_database_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let facts = "format = 1\nuid = \"0000000000000000000000000000000a\"\n\
-                 incarnation = \"0000000000000000000000000000000b\"\nstarts = 4\nclean = true\nborn = true\n";
+                 incarnation = \"0000000000000000000000000000000b\"\nstarts = 4\nborn = true\n";
     fs::write(dir.path().join("identity.toml"), facts).unwrap();
     let (_held, address) = free_port();
     let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];

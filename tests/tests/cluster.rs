@@ -475,3 +475,80 @@ fn health_and_reflection_are_served() {
         }
     });
 }
+
+#[test]
+fn many_large_values_read_at_once_break_no_link() {
+    let cluster = Cluster::start(3);
+    let client = cluster.client(0);
+    let value = random_bytes(4 << 20);
+    let put = |i: usize| PutRequest {
+        key: format!("k{i}").into(),
+        value: value.clone().into(),
+        timeout_ms: 60_000,
+        ..Default::default()
+    };
+    let get = |i: usize| GetRequest {
+        key: format!("k{}", i % 4).into(),
+        r: Some(3),
+        timeout_ms: 60_000,
+        ..Default::default()
+    };
+    cluster.block_on(async {
+        for i in 0..4 {
+            client.kv().put(put(i)).await.unwrap();
+        }
+        // More at once than one message between nodes may hold.
+        let gets: Vec<_> = (0..80)
+            .map(|i| {
+                let (mut kv, request) = (client.kv(), get(i));
+                tokio::spawn(async move { kv.get(request).await })
+            })
+            .collect();
+        for get in gets {
+            let reply = get.await.unwrap().unwrap().into_inner();
+            assert_eq!(reply.siblings[0].value.len(), 4 << 20);
+        }
+    });
+    assert!(!cluster.nodes[0].log().contains(" down"), "{}", cluster.nodes[0].log());
+}
+
+#[test]
+fn a_peer_that_stops_taking_messages_is_noticed_under_load() {
+    let mut cluster = Cluster::start(3);
+    cluster.nodes[2].signal(Signal::STOP);
+    let client = cluster.client(0);
+    let value = random_bytes(2 << 20);
+    cluster.block_on(async {
+        let puts: Vec<_> = (0..24)
+            .map(|i| {
+                let request = PutRequest {
+                    key: format!("k{i}").into(),
+                    value: value.clone().into(),
+                    timeout_ms: 60_000,
+                    ..Default::default()
+                };
+                let mut kv = client.kv();
+                tokio::spawn(async move { kv.put(request).await })
+            })
+            .collect();
+        for put in puts {
+            put.await.unwrap().unwrap();
+        }
+    });
+    cluster.wait_until_up(0, &["n1", "n2"]);
+    cluster.nodes[2].signal(Signal::CONT);
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    assert!(cluster.nodes[2].has_ended().is_none());
+}
+
+#[test]
+fn a_node_paused_while_a_keyspace_is_made_learns_it_when_it_goes_on() {
+    let cluster = Cluster::start(3);
+    cluster.nodes[1].signal(Signal::STOP);
+    ok(cluster.kvctl_via(0, &["keyspaces", "create", "billing"]));
+    cluster.nodes[1].signal(Signal::CONT);
+    eventually("n2 to know the keyspace", || {
+        let list = run(cluster.kvctl_via(1, &["keyspaces", "list", "-o", "name"]));
+        text(&list.stdout).contains("billing").then_some(())
+    });
+}

@@ -152,6 +152,12 @@ fn a_dev_cluster_stops_on_ctrl_c_and_starts_again_with_its_data() {
             .then_some(())
     });
     assert_eq!(shell(dir.path(), &port, "kvctl get k"), "v");
+
+    // A node told to stop ends, though it also waits for the end of its standard input.
+    shell(dir.path(), &port, "kill -TERM $(cat data/n3/LOCK)");
+    eventually("kvd dev to say that n3 ended", || {
+        dev.log().contains("n3 ended with exit code 0").then_some(())
+    });
     assert_eq!(dev.interrupt(), Some(0), "{}", dev.log());
 }
 

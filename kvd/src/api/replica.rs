@@ -7,6 +7,7 @@ use crate::cluster::{Cluster, Node, coordinator, membership, put, scan};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use futures_util::Stream;
+use prost::Message;
 use proto::v1::replica_server::Replica;
 use proto::v1::{
     AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, IdentifyReply, IdentifyRequest, LayoutRef,
@@ -14,7 +15,8 @@ use proto::v1::{
 };
 use std::pin::Pin;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -28,6 +30,13 @@ const COORDINATED_MAX: usize = 1024;
 
 /// Answers in one message, at most.
 const BATCH_ANSWERS_MAX: usize = 64;
+
+/// A message is sent once it holds so many bytes.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// Kibibytes of answers waiting to be sent to one peer, at most. At the bound its stream is not
+/// read further.
+const ANSWERS_KIB_MAX: usize = 64 * 1024;
 
 /// Serves `kvd.v1.Replica`.
 pub struct ReplicaService {
@@ -78,7 +87,8 @@ async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies:
         node: Arc::clone(&node),
         from,
         answers,
-        room: Arc::new(Semaphore::new(CALLS_MAX)),
+        calls_room: Arc::new(Semaphore::new(CALLS_MAX)),
+        answers_room: Arc::new(Semaphore::new(ANSWERS_KIB_MAX)),
         coordinating: Arc::new(Semaphore::new(COORDINATED_MAX)),
     };
     let stranger = tokio::select! {
@@ -91,20 +101,33 @@ async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies:
     }
 }
 
+/// An answer and the room it takes until it is sent.
+type Waiting = (Answer, OwnedSemaphorePermit);
+
 /// Sends answers in the batches they happen to come in.
 async fn send_answers(
     node: &Node,
     from: Uid,
-    mut waiting: mpsc::Receiver<Answer>,
+    mut waiting: mpsc::Receiver<Waiting>,
     replies: &Replies,
 ) {
-    let mut batch = Vec::with_capacity(BATCH_ANSWERS_MAX);
-    while waiting.recv_many(&mut batch, BATCH_ANSWERS_MAX).await > 0 {
-        let Ok(cluster) = node.cluster() else { return };
-        let stamp = Some(cluster.stamp(node, from));
-        let reply = LinkReply { stamp, answers: std::mem::take(&mut batch) };
-        if replies.send(Ok(reply)).await.is_err() {
-            return;
+    let mut ready = Vec::with_capacity(BATCH_ANSWERS_MAX);
+    while waiting.recv_many(&mut ready, BATCH_ANSWERS_MAX).await > 0 {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        let mut rest = ready.drain(..).peekable();
+        while let Some((answer, _room)) = rest.next() {
+            bytes += answer.encoded_len();
+            batch.push(answer);
+            if bytes < BATCH_BYTES && rest.peek().is_some() {
+                continue;
+            }
+            bytes = 0;
+            let Ok(cluster) = node.cluster() else { return };
+            let stamp = Some(cluster.stamp(node, from));
+            let reply = LinkReply { stamp, answers: std::mem::take(&mut batch) };
+            if replies.send(Ok(reply)).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -112,8 +135,9 @@ async fn send_answers(
 struct Served {
     node: Arc<Node>,
     from: Uid,
-    answers: mpsc::Sender<Answer>,
-    room: Arc<Semaphore>,
+    answers: mpsc::Sender<Waiting>,
+    calls_room: Arc<Semaphore>,
+    answers_room: Arc<Semaphore>,
     coordinating: Arc<Semaphore>,
 }
 
@@ -125,6 +149,9 @@ impl Served {
         mut calls: Streaming<LinkRequest>,
     ) -> Option<Failure> {
         let mut next = Some(first);
+        if let Some(peer) = self.node.cluster().ok()?.peers.get(&self.from) {
+            peer.is_back();
+        }
         while let Some(request) = next {
             let cluster = self.node.cluster().ok()?;
             let stamp = request.stamp.unwrap_or_default();
@@ -140,7 +167,9 @@ impl Served {
     }
 
     /// What is quick is answered on the spot; what waits for a disk or a peer gets a task.
-    async fn take(&self, cluster: &Cluster, stamp: &Stamp, Call { id, body, .. }: Call) {
+    async fn take(&self, cluster: &Cluster, stamp: &Stamp, call: Call) {
+        let Call { id, body, deadline_ms } = call;
+        let patience = Duration::from_millis(deadline_ms.into());
         let node = Arc::clone(&self.node);
         match body {
             Some(call::Body::Read(ask)) => self.answer(id, read(&node, ask)).await,
@@ -152,7 +181,7 @@ impl Served {
                 self.answer(id, Ok(answer::Body::Beat(BeatAnswer {}))).await;
             }
             Some(call::Body::Merge(ask)) => {
-                self.later(id, async move { merge(&node, ask).await }).await;
+                self.later(id, patience, async move { merge(&node, ask).await }).await;
             }
             Some(call::Body::Coordinate(ask)) => {
                 match Arc::clone(&self.coordinating).try_acquire_owned() {
@@ -168,22 +197,21 @@ impl Served {
                             let _place = place;
                             put::coordinate(&node, ask).await.map(answer::Body::Coordinate)
                         };
-                        self.later(id, work).await;
+                        self.later(id, patience, work).await;
                     }
                 }
             }
             Some(call::Body::Scan(ask)) => {
-                self.later(
-                    id,
-                    async move { scan::scan_here(&node, ask).await.map(answer::Body::Scan) },
-                )
+                self.later(id, patience, async move {
+                    scan::scan_here(&node, ask).await.map(answer::Body::Scan)
+                })
                 .await;
             }
             Some(call::Body::Layout(shown)) => {
                 let work = async move {
                     membership::layout_shown(&node, shown).await.map(answer::Body::Layout)
                 };
-                self.later(id, work).await;
+                self.later(id, patience, work).await;
             }
             None => {
                 self.answer(id, Err(errors::argument("the call is unknown", "a newer kvd made it")))
@@ -193,43 +221,51 @@ impl Served {
     }
 
     async fn answer(&self, id: u64, outcome: Result<answer::Body, Failure>) {
-        let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
-        let _ = self.answers.send(Answer { id, body }).await; // the link may be gone
+        send_answer(&self.answers, &self.answers_room, id, outcome).await;
     }
 
+    /// Works in a task of its own, as long as the caller waits for it.
     async fn later(
         &self,
         id: u64,
+        patience: Duration,
         work: impl Future<Output = Result<answer::Body, Failure>> + Send + 'static,
     ) {
-        let Ok(place) = Arc::clone(&self.room).acquire_owned().await else {
-            return;
-        };
-        let answers = self.answers.clone();
+        let Ok(place) = Arc::clone(&self.calls_room).acquire_owned().await else { return };
+        let (answers, room) = (self.answers.clone(), Arc::clone(&self.answers_room));
         self.node.spawn(async move {
-            let outcome = work.await;
-            let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
-            let _ = answers.send(Answer { id, body }).await; // the link may be gone
+            if let Ok(outcome) = tokio::time::timeout(patience, work).await {
+                send_answer(&answers, &room, id, outcome).await;
+            }
             drop(place);
         });
     }
 }
 
+async fn send_answer(
+    answers: &mpsc::Sender<Waiting>,
+    room: &Arc<Semaphore>,
+    id: u64,
+    outcome: Result<answer::Body, Failure>,
+) {
+    let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
+    let answer = Answer { id, body };
+    let kib = (answer.encoded_len() / 1024 + 1).min(ANSWERS_KIB_MAX) as u32;
+    let Ok(room) = Arc::clone(room).acquire_many_owned(kib).await else { return };
+    let _ = answers.send((answer, room)).await; // the link may be gone
+}
+
 fn read(node: &Node, ask: ReadCall) -> Result<answer::Body, Failure> {
     let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
-    let copy = node.store.read(&key).map_err(|error| errors::storage(&error))?;
-    let object = copy.map(|copy| copy.encode().into()).unwrap_or_default();
-    Ok(answer::Body::Read(ReadAnswer { object }))
+    let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
+    Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default() }))
 }
 
 async fn merge(node: &Node, ask: MergeCall) -> Result<answer::Body, Failure> {
     let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
     let object = Object::decode(ask.object)
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
-    let synced = node.store.merge(key, object).await;
-    synced
-        .map_err(|_| errors::internal("storage dropped a write"))?
-        .map_err(|error| errors::storage(&error))?;
+    coordinator::merge_here(node, &key, object).await?;
     Ok(answer::Body::Merge(MergeAnswer {}))
 }
 

@@ -48,31 +48,29 @@ pub async fn read_copy(
     }
 }
 
-/// Sends `encoded` to be merged into a replica's copy, and waits until it is on its disk.
+/// Sends an encoded object to be merged into another replica's copy, and waits until it is on its
+/// disk.
 pub async fn merge_on(
-    node: &Node,
     cluster: &Cluster,
     on: Uid,
     key: &Key,
-    object: &Object,
-    encoded: Bytes,
+    object: Bytes,
     deadline: Instant,
 ) -> Result<(), CallError> {
-    if on == node.uid {
-        let synced = node.store.merge(key.clone(), object.clone().with_mine(None));
-        return match synced.await {
-            Ok(done) => done.map_err(|error| CallError::Lost(error.to_string())),
-            Err(_) => Err(CallError::Lost("storage stopped".into())),
-        };
-    }
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
-    let bytes = encoded.len();
+    let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
-    let body = call::Body::Merge(MergeCall { keyspace, key, object: encoded });
+    let body = call::Body::Merge(MergeCall { keyspace, key, object });
     match peer.call(body, bytes, deadline).await? {
         answer::Body::Merge(_) => Ok(()),
         _ => Err(CallError::Lost("answered something else".into())),
     }
+}
+
+/// Merges an object into this node's own copy, and waits until it is on disk.
+pub async fn merge_here(node: &Node, key: &Key, object: Object) -> Result<(), Failure> {
+    let synced = node.store.merge(key.clone(), object).await;
+    synced.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))
 }
 
 /// This node first (it costs no trip), then those that answer, quickest first, then the rest.

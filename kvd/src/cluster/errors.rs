@@ -54,6 +54,28 @@ pub fn internal(what: impl Into<String>) -> Failure {
     failure(ErrorCode::Internal, what, "this is a bug in kvd")
 }
 
+/// The same failure of a request that writes nothing: it has no outcome.
+pub fn of_a_read(mut failure: Failure) -> Failure {
+    failure.outcome = Outcome::Unspecified.into();
+    failure.state.clear();
+    failure
+}
+
+/// The same failure of a write that may have been applied elsewhere before this one was refused.
+pub fn in_doubt(mut failure: Failure) -> Failure {
+    failure.outcome = Outcome::Unknown.into();
+    failure.state = "an earlier try was sent, and may surface later (outcome: unknown)".into();
+    failure.advice = RETRY.into();
+    failure
+}
+
+/// Storage ended while a write was in its hands.
+pub fn storage_dropped() -> Failure {
+    storage(&StoreError::Stopped("it dropped a write".into()))
+}
+
+const RETRY: &str = "the same request again, with the same context and request id";
+
 /// A bad key.
 pub fn key(error: &KeyLengthError) -> Failure {
     not_applied(failure(ErrorCode::KeyInvalid, "the key is not allowed", error.to_string()))
@@ -193,9 +215,7 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
         None => String::new(),
     };
     detail.advice = match outcome {
-        Some(Outcome::Unknown) => {
-            "the same request again, with the same context and request id".into()
-        }
+        Some(Outcome::Unknown) => RETRY.into(),
         _ => format!("again when the replicas are back (kvctl nodes list), or with a lower {name}"),
     };
     detail.outcome = outcome.unwrap_or_default().into();
@@ -205,17 +225,23 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
     detail
 }
 
+/// A strict get found its replicas apart and could not bring the join to a write quorum.
+pub fn repair_unmet(key: &[u8], held: Vec<String>, w: u8, replicas: Vec<ReplicaAnswer>) -> Failure {
+    let (key, got) = (key.escape_ascii(), held.len());
+    let what =
+        format!("get {key} read replicas that differ, and brought them level on {got} of W={w}");
+    let why = "a strict get answers only what a write quorum holds, so that no later one misses it";
+    let mut detail = failure(ErrorCode::QuorumUnmet, what, why);
+    detail.advice = "again when the replicas are back (kvctl nodes list)".into();
+    (detail.acks, detail.needed, detail.replicas) = (got as u32, w.into(), replicas);
+    detail
+}
+
 /// A put that had to be forwarded, and no replica took it.
 pub fn forward_failed(verb: &str, key: &[u8], why: &[String], sent: bool) -> Failure {
     let what = format!("{verb} {} reached no replica of the key", key.escape_ascii());
-    let mut detail = failure(ErrorCode::QuorumUnmet, what, why.join(", "));
-    if !sent {
-        return not_applied(detail);
-    }
-    detail.outcome = Outcome::Unknown.into();
-    detail.state = "it was sent, and may surface later (outcome: unknown)".into();
-    detail.advice = "the same request again, with the same context and request id".into();
-    detail
+    let detail = failure(ErrorCode::QuorumUnmet, what, why.join(", "));
+    if sent { in_doubt(detail) } else { not_applied(detail) }
 }
 
 /// A forwarded write arrived at a node that is no replica of its key: the layouts differ.

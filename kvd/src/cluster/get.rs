@@ -1,7 +1,8 @@
 //! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
 
 use super::coordinator::{
-    admit, count_failure, keyspace, mark_silent, merge_on, quickest_first, read_copy, sibling,
+    admit, count_failure, keyspace, mark_silent, merge_here, merge_on, quickest_first, read_copy,
+    sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
@@ -11,7 +12,7 @@ use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
-use crate::dynamo::preference::preference;
+use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::read::{Read, ReadSpec, ReadStep};
 use crate::storage::record::value_checksum;
@@ -30,8 +31,8 @@ const HEDGE_MAX: Duration = Duration::from_millis(200);
 /// Every live value of a key.
 pub async fn get(node: &Arc<Node>, request: GetRequest) -> Result<GetReply, Failure> {
     let started = clock::now();
-    let _admitted = admit(node)?;
-    let outcome = get_admitted(node, request, started).await;
+    let _admitted = admit(node).map_err(errors::of_a_read)?;
+    let outcome = get_admitted(node, request, started).await.map_err(errors::of_a_read);
     node.stats.gets.add();
     match &outcome {
         Ok(reply) => {
@@ -55,12 +56,9 @@ async fn get_admitted(
     let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
     let quorum = Quorum::new(keyspace.n, "R", request.r, keyspace.r);
     let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
-    let homes = preference(&cluster.layout, keyspace.n, key.token()).homes;
-    let spec = ReadSpec {
-        quorum,
-        order: quickest_first(node, &cluster, &homes),
-        repair_first: (keyspace.mode == Mode::Strict).then_some(keyspace.w),
-    };
+    let homes = preference::homes(&cluster.layout, keyspace.n, key.token());
+    let repair_first = (keyspace.mode == Mode::Strict).then_some(keyspace.w);
+    let spec = ReadSpec { quorum, order: quickest_first(node, &cluster, &homes), repair_first };
     let (read, steps) = Read::start(spec);
     let mut get = Get {
         node: Arc::clone(node),
@@ -68,6 +66,7 @@ async fn get_admitted(
         key,
         homes,
         quorum,
+        repair_first,
         read,
         under_way: FuturesUnordered::new(),
         heard: BTreeMap::new(),
@@ -95,6 +94,8 @@ struct Get {
     key: Key,
     homes: Vec<Uid>,
     quorum: Quorum,
+    /// Replicas that must hold the join before a strict keyspace answers.
+    repair_first: Option<u8>,
     read: Read,
     under_way: FuturesUnordered<BoxFuture<'static, Heard>>,
     /// How long each took, and why it failed.
@@ -107,10 +108,10 @@ impl Get {
     /// Runs until there is an answer, or none can come.
     async fn run(&mut self, steps: Vec<ReadStep>) -> ReadStep {
         let mut end = self.take(steps);
-        let hedge = tokio::time::sleep(self.hedge_delay());
+        let delay = self.hedge_delay();
+        let hedge = tokio::time::sleep(delay);
         let deadline = tokio::time::sleep_until(self.deadline.into());
         tokio::pin!(hedge, deadline);
-        let mut hedged = false;
         loop {
             if let Some(end) = end {
                 return end;
@@ -118,8 +119,8 @@ impl Get {
             let steps = tokio::select! {
                 biased;
                 Some(heard) = self.under_way.next() => self.feed(heard),
-                () = &mut hedge, if !hedged => {
-                    hedged = true;
+                () = &mut hedge => {
+                    hedge.as_mut().reset((clock::now() + delay).into());
                     self.read.hedge()
                 }
                 () = &mut deadline => self.read.expire(),
@@ -193,11 +194,13 @@ impl Get {
     }
 
     fn repair(&self, on: Uid, encoded: Bytes) -> BoxFuture<'static, Heard> {
-        let (node, cluster, key) =
-            (Arc::clone(&self.node), Arc::clone(&self.cluster), self.key.clone());
-        let (object, deadline) = (self.read.joined().clone(), self.deadline);
+        let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
+        let (key, object, deadline) = (self.key.clone(), self.read.joined().clone(), self.deadline);
         Box::pin(async move {
-            let done = merge_on(&node, &cluster, on, &key, &object, encoded, deadline).await;
+            let done = match on == node.uid {
+                true => merge_here(&node, &key, object).await.map_err(CallError::Refused),
+                false => merge_on(&cluster, on, &key, encoded, deadline).await,
+            };
             Heard::Repaired(on, done)
         })
     }
@@ -263,8 +266,8 @@ impl Get {
                 Some(copy) if copy.agrees_with(joined) => Verdict::Match,
                 Some(_) => Verdict::Behind,
                 None if self.heard.contains_key(uid) => Verdict::Failed,
-                None if self.under_way.is_empty() => Verdict::NotAsked,
-                None => Verdict::Pending,
+                None if self.read.waiting().contains(uid) => Verdict::Pending,
+                None => Verdict::NotAsked,
             };
             ReplicaAnswer {
                 node: self.cluster.name_of(*uid),
@@ -281,6 +284,16 @@ impl Get {
     fn unmet(&self) -> Failure {
         let mut replicas = self.answers();
         mark_silent(&mut replicas, self.started, self.deadline);
+        let met = self.read.copies().len() >= usize::from(self.quorum.needed);
+        if let Some(w) = self.repair_first.filter(|_| met) {
+            let held: Vec<Uid> = self.read.holding().collect();
+            return errors::repair_unmet(
+                self.key.bytes(),
+                self.cluster.names_of(&held),
+                w,
+                replicas,
+            );
+        }
         errors::quorum_unmet(Unmet {
             verb: "get",
             key: self.key.bytes(),

@@ -16,7 +16,7 @@ use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
 use proto::v1::{
     AdoptRequest, IdentifyReply, IdentifyRequest, InitClusterRequest, LayoutAnswer, LayoutCall,
-    Level, NewMember, answer, call,
+    Level, NewMember, Outcome, answer, call,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -74,9 +74,7 @@ async fn settle(
     // The cluster first: a layout without one is not taken up.
     for (name, value) in [(FACT_CLUSTER, cluster), (FACT_LAYOUT, layout.encode())] {
         let stored = node.store.put_fact(name, value).await;
-        stored
-            .map_err(|_| errors::internal("storage dropped a write"))?
-            .map_err(|error| errors::storage(&error))?;
+        stored.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))?;
     }
     install(node, id, secret, layout);
     Ok(())
@@ -106,9 +104,7 @@ pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), F
     let cluster = node.cluster()?;
     node.events.add(Level::Ok, format!("cluster {} made, id {id}", request.name));
     drop(changing);
-    // Those that this misses are invited again when their link finds them blank.
-    let invitations = cluster.peers.values().map(|peer| invite(node, peer));
-    futures_util::future::join_all(invitations).await;
+    // Each link finds its peer blank, and invites it.
     wait_until_met(&cluster).await
 }
 
@@ -121,6 +117,7 @@ async fn wait_until_met(cluster: &Cluster) -> Result<(), Failure> {
         if clock::now() > until {
             let name = cluster.name_of(absent.uid);
             let mut failure = errors::node_unreachable(&name, &absent.health().why);
+            failure.outcome = Outcome::Applied.into();
             failure.state =
                 format!("the cluster is made; {name} is given it as soon as it answers");
             return Err(failure);
@@ -182,9 +179,9 @@ async fn identify(address: &str) -> Result<IdentifyReply, String> {
     Ok(reply.map_err(|status| status.message().to_owned())?.into_inner())
 }
 
-/// Gives a blank member the cluster. What goes wrong is left to the link, which tries again.
-pub async fn invite(node: &Arc<Node>, peer: &Peer) {
-    let Ok(cluster) = node.cluster() else { return };
+/// Gives a blank member the cluster; says why it could not.
+pub async fn invite(node: &Arc<Node>, peer: &Peer) -> Result<(), String> {
+    let cluster = node.cluster().map_err(|blank| blank.what)?;
     let request = AdoptRequest {
         cluster_id: cluster.id.to_bytes().to_vec().into(),
         cluster_name: cluster.layout.cluster_name().to_owned(),
@@ -192,13 +189,9 @@ pub async fn invite(node: &Arc<Node>, peer: &Peer) {
         layout: cluster.layout.encode().into(),
         expected_uid: peer.uid.to_bytes().to_vec().into(),
     };
-    let outcome = match replica_client(&peer.address).await {
-        Ok(mut client) => client.adopt(request).await.map_err(|status| status.message().to_owned()),
-        Err(why) => Err(why),
-    };
-    if let Err(why) = outcome {
-        tracing::warn!(peer = cluster.name_of(peer.uid), why, "could not be given the cluster");
-    }
+    let mut client = replica_client(&peer.address).await?;
+    client.adopt(request).await.map_err(|status| status.message().to_owned())?;
+    Ok(())
 }
 
 /// Takes the cluster another node gives this blank one.
@@ -226,9 +219,9 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
 // === the layout ===
 
 /// Joins this node's layout with a peer's: both end with the same.
-pub async fn exchange_layouts(node: Arc<Node>, peer: Arc<Peer>) {
+pub async fn exchange_layouts(node: &Arc<Node>, peer: &Peer) {
     let Ok(cluster) = node.cluster() else { return };
-    if let Err(error) = push_layout(&node, &cluster, &peer, clock::now() + INVITE_TIMEOUT).await {
+    if let Err(error) = push_layout(node, &cluster, peer, clock::now() + INVITE_TIMEOUT).await {
         tracing::warn!(peer = cluster.name_of(peer.uid), why = error, "could not exchange layouts");
     }
 }

@@ -5,19 +5,18 @@
 use super::{Node, membership};
 use crate::clock;
 use crate::dynamo::node::Uid;
-use bytes::Bytes;
 use proto::MESSAGE_BYTES_MAX;
 use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
 use proto::v1::{
     Answer, Beat, Call, ErrorCode, ErrorDetail, LayoutRef, Level, LinkReply, LinkRequest,
-    NodeState, NodeStats, Stamp, answer, call,
+    NodeState, NodeStats, Outcome, Stamp, answer, call,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
@@ -41,7 +40,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// With calls unanswered for so long and nothing heard, the peer is passed over until it answers.
+/// With calls unanswered and nothing heard for so long, a beat is sent at once.
+const ASK_AFTER: Duration = Duration::from_millis(250);
+
+/// With a beat unanswered (or impossible to send) and nothing heard for so long, the peer is
+/// passed over until it says anything. Only a beat is held against it: it is answered without
+/// touching a disk, so its silence is no slow fsync.
 const SUSPECT_AFTER: Duration = Duration::from_millis(500);
 
 /// With nothing heard for so long, though a beat is due every second, the link is broken.
@@ -65,6 +69,15 @@ impl CallError {
     /// Whether the replica's copy is damaged: it has no vote, and needs repair.
     pub fn is_damaged_copy(&self) -> bool {
         matches!(self, Self::Refused(detail) if detail.code() == ErrorCode::RecordBad)
+    }
+
+    /// Whether the peer may have done what it was asked.
+    pub fn may_have_been_applied(&self) -> bool {
+        match self {
+            Self::NotSent(_) => false,
+            Self::Lost(_) => true,
+            Self::Refused(detail) => detail.outcome() == Outcome::Unknown,
+        }
     }
 
     /// In a few words, for the list of what each replica said.
@@ -104,6 +117,10 @@ pub struct Peer {
     room: Arc<Semaphore>,
     usable: AtomicBool,
     latency_us: AtomicU64,
+    /// It was just heard of: no use waiting before the next try to connect.
+    back: Notify,
+    /// Layouts are being exchanged with it.
+    exchanging: AtomicBool,
     health: Mutex<Health>,
 }
 
@@ -117,8 +134,8 @@ struct Outgoing {
 
 struct Pending {
     since: Instant,
-    reply: Option<oneshot::Sender<Result<answer::Body, CallError>>>,
-    _room: Option<OwnedSemaphorePermit>,
+    reply: oneshot::Sender<Result<answer::Body, CallError>>,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Peer {
@@ -132,6 +149,8 @@ impl Peer {
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
             usable: AtomicBool::new(false),
             latency_us: AtomicU64::new(0),
+            back: Notify::new(),
+            exchanging: AtomicBool::new(false),
             health: Mutex::new(Health {
                 state: NodeState::Unknown,
                 since_ms: clock::now_ms(),
@@ -154,9 +173,22 @@ impl Peer {
         self.latency_us.load(Ordering::Relaxed)
     }
 
+    /// Why it is not usable, in a few words.
+    pub fn why_not(&self) -> String {
+        let health = lock(&self.health);
+        if health.why.is_empty() { "does not answer".into() } else { health.why.clone() }
+    }
+
     /// What is known of it.
     pub fn health(&self) -> Health {
         lock(&self.health).clone()
+    }
+
+    /// It has connected to this node, so it is there: connects to it at once.
+    pub fn is_back(&self) {
+        if !self.is_usable() {
+            self.back.notify_one();
+        }
     }
 
     /// It said this of itself.
@@ -174,9 +206,7 @@ impl Peer {
         deadline: Instant,
     ) -> Result<answer::Body, CallError> {
         if !self.is_usable() {
-            let health = lock(&self.health);
-            let why = if health.why.is_empty() { "does not answer" } else { &health.why };
-            return Err(CallError::NotSent(why.to_owned()));
+            return Err(CallError::NotSent(self.why_not()));
         }
         let full = || CallError::NotSent("has too much waiting for it".into());
         let kib = (bytes / 1024 + 1).min(QUEUE_KIB_MAX) as u32;
@@ -210,28 +240,25 @@ impl Peer {
 
     // === the link ===
 
+    /// Connects, again and again, as long as the node runs.
     async fn run(self: Arc<Self>, node: Arc<Node>, mut calls: mpsc::Receiver<Outgoing>) {
         let mut backoff = BACKOFF_MIN;
         loop {
-            let mut blank = false;
-            let why = match connect(&self.address).await {
+            match connect(&self.address).await {
                 Ok((requests, replies)) => {
-                    let mut link = Link { peer: &self, node: &node, heard: None, next_id: 0 };
-                    let why = link.drive(requests, replies, &mut calls).await;
-                    if link.heard.is_some() {
+                    let (why, ever_heard) = self.drive(&node, requests, replies, &mut calls).await;
+                    if ever_heard {
                         backoff = BACKOFF_MIN;
                     }
-                    why
+                    self.broke(&node, why);
                 }
-                Err(refused) => {
-                    blank = refused.blank;
-                    refused.why
+                // It missed the invitation, or lost its disk: then it is another node now.
+                Err(refused) if refused.blank => {
+                    if let Err(why) = membership::invite(&node, &self).await {
+                        self.broke(&node, why);
+                    }
                 }
-            };
-            if blank {
-                membership::invite(&node, &self).await;
-            } else {
-                self.broke(&node, why);
+                Err(refused) => self.broke(&node, refused.why),
             }
             let jitter = clock::random_u64() % (backoff.as_millis() as u64 / 2 + 1);
             let pause = tokio::time::sleep(backoff / 2 + Duration::from_millis(jitter));
@@ -239,17 +266,47 @@ impl Peer {
             loop {
                 tokio::select! {
                     () = &mut pause => break,
-                    call = calls.recv() => match call {
-                        Some(call) => {
-                            let why = lock(&self.health).why.clone();
-                            let _ = call.reply.send(Err(CallError::NotSent(why)));
-                        }
-                        None => return,
-                    },
+                    () = self.back.notified() => break,
+                    Some(call) = calls.recv() => {
+                        let _ = call.reply.send(Err(CallError::NotSent(self.why_not())));
+                    }
                 }
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Sends, receives and watches until the link breaks; returns why, and whether the peer ever
+    /// said anything on it.
+    ///
+    /// Side by side: were reading to wait for writing, two nodes could each wait for the other to
+    /// take its answers; were watching to wait for writing, a peer that stops reading would never
+    /// be noticed.
+    async fn drive(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        requests: mpsc::Sender<LinkRequest>,
+        replies: Streaming<LinkReply>,
+        calls: &mut mpsc::Receiver<Outgoing>,
+    ) -> (String, bool) {
+        let link = Link {
+            peer: self,
+            node,
+            pending: Mutex::new(Calls::new()),
+            signs: Mutex::new(Signs::new(clock::now())),
+            next_id: AtomicU64::new(BEAT_ID + 1),
+            beat_wanted: Notify::new(),
+        };
+        let why = tokio::select! {
+            why = link.read(replies) => why,
+            why = link.write(&requests, calls) => why,
+            why = link.watch() => why,
+        };
+        for (_, call) in lock(&link.pending).drain() {
+            let _ = call.reply.send(Err(CallError::Lost(why.clone()))); // the caller may have left
+        }
+        let ever_heard = lock(&link.signs).ever_heard;
+        (why, ever_heard)
     }
 
     fn came_up(&self, node: &Node) {
@@ -277,8 +334,39 @@ impl Peer {
         }
     }
 
+    fn names_layout(&self, stamp: &Stamp) {
+        let mut health = lock(&self.health);
+        if health.layout.as_ref().is_none_or(|known| known.id != stamp.layout_id) {
+            health.layout =
+                Some(LayoutRef { id: stamp.layout_id.clone(), depth: stamp.layout_depth });
+        }
+    }
+
     fn name(&self, node: &Node) -> String {
         node.cluster().map_or_else(|_| self.uid.to_string(), |cluster| cluster.name_of(self.uid))
+    }
+}
+
+type Calls = HashMap<u64, Pending>;
+
+/// The id of every beat: one is under way at a time, and nobody waits for it.
+const BEAT_ID: u64 = 0;
+
+/// Signs of life on one connection.
+struct Signs {
+    /// When the peer last said anything, or the connection was made.
+    heard: Instant,
+    ever_heard: bool,
+    /// When the beat that is unanswered was sent.
+    beat_pending: Option<Instant>,
+    last_beat: Option<Instant>,
+    /// Since when a message has been waiting for the peer to take it.
+    sending: Option<Instant>,
+}
+
+impl Signs {
+    fn new(now: Instant) -> Self {
+        Self { heard: now, ever_heard: false, beat_pending: None, last_beat: None, sending: None }
     }
 }
 
@@ -286,182 +374,168 @@ impl Peer {
 struct Link<'a> {
     peer: &'a Arc<Peer>,
     node: &'a Arc<Node>,
-    /// When it last said anything; `None` until it did.
-    heard: Option<Instant>,
-    next_id: u64,
+    pending: Mutex<Calls>,
+    signs: Mutex<Signs>,
+    next_id: AtomicU64,
+    beat_wanted: Notify,
 }
-
-type Calls = HashMap<u64, Pending>;
 
 impl Link<'_> {
-    /// Sends and receives until the link breaks; returns why.
-    async fn drive(
-        &mut self,
-        requests: mpsc::Sender<LinkRequest>,
-        mut replies: Streaming<LinkReply>,
+    async fn read(&self, mut replies: Streaming<LinkReply>) -> String {
+        loop {
+            match replies.message().await {
+                Ok(Some(reply)) => {
+                    let stamp = reply.stamp.unwrap_or_default();
+                    if let Err(why) = check_stamp(self.node, self.peer, &stamp) {
+                        return why;
+                    }
+                    {
+                        let mut signs = lock(&self.signs);
+                        (signs.heard, signs.ever_heard) = (clock::now(), true);
+                    }
+                    self.peer.came_up(self.node);
+                    self.peer.names_layout(&stamp);
+                    reply.answers.into_iter().for_each(|answer| self.settle(answer));
+                }
+                Ok(None) => return "closed the connection".to_owned(),
+                Err(status) => return status_text(&status),
+            }
+        }
+    }
+
+    fn settle(&self, answer: Answer) {
+        if answer.id == BEAT_ID {
+            lock(&self.signs).beat_pending = None;
+            return;
+        }
+        let Some(call) = lock(&self.pending).remove(&answer.id) else { return };
+        let outcome = match answer.body {
+            Some(answer::Body::Refused(detail)) => Err(CallError::Refused(Box::new(detail))),
+            Some(body) => Ok(body),
+            None => Err(CallError::Lost("answered in a way this node does not know".into())),
+        };
+        let _ = call.reply.send(outcome); // the caller may have left
+    }
+
+    async fn write(
+        &self,
+        requests: &mpsc::Sender<LinkRequest>,
         calls: &mut mpsc::Receiver<Outgoing>,
     ) -> String {
-        let pending = Mutex::new(Calls::new());
-        let heard = Mutex::new(clock::now());
-        let (peer, node) = (self.peer, self.node);
-        let mut ever_heard = false;
-        let reading = async {
-            loop {
-                match replies.message().await {
-                    Ok(Some(reply)) => {
-                        if let Err(why) = check_stamp(node, peer, reply.stamp.as_ref()) {
-                            return why;
-                        }
-                        *lock(&heard) = clock::now();
-                        ever_heard = true;
-                        peer.came_up(node);
-                        note_layout(node, peer, reply.stamp.as_ref());
-                        reply.answers.into_iter().for_each(|answer| settle(&pending, answer));
+        let mut waiting = Vec::with_capacity(BATCH_CALLS_MAX);
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                _ = calls.recv_many(&mut waiting, BATCH_CALLS_MAX) => {}
+                () = self.beat_wanted.notified() => batch.push(self.beat()),
+            }
+            let mut bytes = 0;
+            for outgoing in waiting.drain(..) {
+                bytes += outgoing.bytes;
+                batch.extend(self.register(outgoing));
+                if bytes >= BATCH_BYTES {
+                    bytes = 0;
+                    if !self.send(requests, std::mem::take(&mut batch)).await {
+                        return "closed the connection".into();
                     }
-                    Ok(None) => return "closed the connection".to_owned(),
-                    Err(status) => return status_text(&status),
                 }
             }
+            if !batch.is_empty() && !self.send(requests, batch).await {
+                return "closed the connection".into();
+            }
+        }
+    }
+
+    fn beat(&self) -> Call {
+        let mut signs = lock(&self.signs);
+        signs.last_beat = Some(clock::now());
+        signs.beat_pending.get_or_insert_with(clock::now);
+        let beat = Beat { stats: Some(node_stats(self.node)), version: version() };
+        let deadline_ms = SILENT_AFTER.as_millis() as u32;
+        Call { id: BEAT_ID, deadline_ms, body: Some(call::Body::Beat(beat)) }
+    }
+
+    /// Notes a call as sent and puts it in its envelope; nothing if nobody waits for it any more.
+    fn register(&self, outgoing: Outgoing) -> Option<Call> {
+        let Outgoing { body, deadline, reply, room, .. } = outgoing;
+        let left = deadline.saturating_duration_since(clock::now());
+        if reply.is_closed() || left.is_zero() {
+            return None;
+        }
+        let mut pending = lock(&self.pending);
+        if pending.len() >= PENDING_MAX {
+            let _ = reply.send(Err(CallError::NotSent("leaves too much unanswered".into())));
+            return None;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        pending.insert(id, Pending { since: clock::now(), reply, _room: room });
+        let deadline_ms = left.as_millis().clamp(1, u32::MAX.into()) as u32;
+        Some(Call { id, deadline_ms, body: Some(body) })
+    }
+
+    async fn send(&self, requests: &mpsc::Sender<LinkRequest>, calls: Vec<Call>) -> bool {
+        let Ok(cluster) = self.node.cluster() else { return false };
+        let stamp = Some(cluster.stamp(self.node, self.peer.uid));
+        lock(&self.signs).sending = Some(clock::now());
+        let sent = requests.send(LinkRequest { stamp, calls }).await.is_ok();
+        lock(&self.signs).sending = None;
+        sent
+    }
+
+    /// Judges the peer's silence, has beats sent, and sees that both sides' layouts meet.
+    async fn watch(&self) -> String {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let oldest = self.drop_abandoned();
+            let signs = lock(&self.signs);
+            let silent = signs.heard.elapsed();
+            if silent > SILENT_AFTER {
+                return format!("silent for {} s", SILENT_AFTER.as_secs());
+            }
+            let for_long =
+                |since: Option<Instant>| since.is_some_and(|at| at.elapsed() > SUSPECT_AFTER);
+            if silent > SUSPECT_AFTER && (for_long(signs.beat_pending) || for_long(signs.sending)) {
+                self.peer.usable.store(false, Ordering::Relaxed);
+            }
+            let due = signs.last_beat.is_none_or(|at| at.elapsed() >= BEAT_EVERY);
+            let ask = silent > ASK_AFTER && oldest.is_some_and(|since| since.elapsed() > ASK_AFTER);
+            if due || (ask && signs.beat_pending.is_none()) {
+                self.beat_wanted.notify_one();
+            }
+            drop(signs);
+            self.exchange_layouts();
+        }
+    }
+
+    /// Forgets calls nobody waits for any more; returns since when the oldest is unanswered.
+    fn drop_abandoned(&self) -> Option<Instant> {
+        let mut pending = lock(&self.pending);
+        pending.retain(|_, call| !call.reply.is_closed());
+        pending.values().map(|call| call.since).min()
+    }
+
+    /// As long as the peer names another layout than ours, the two are joined again: were it done
+    /// only when a new one is first named, one failed try would leave them apart for ever.
+    fn exchange_layouts(&self) {
+        let (Ok(cluster), theirs) = (self.node.cluster(), lock(&self.peer.health).layout.clone())
+        else {
+            return;
         };
-        let writing = write_loop(peer, node, &requests, calls, &pending, &heard, &mut self.next_id);
-        // Side by side: were reading to wait for writing, two nodes could each wait for the other
-        // to take its answers.
-        let why = tokio::select! { why = reading => why, why = writing => why };
-        if ever_heard {
-            self.heard = Some(*lock(&heard));
-        }
-        for (_, call) in lock(&pending).drain() {
-            if let Some(reply) = call.reply {
-                let _ = reply.send(Err(CallError::Lost(why.clone()))); // the caller may have left
-            }
-        }
-        why
-    }
-}
-
-async fn write_loop(
-    peer: &Peer,
-    node: &Arc<Node>,
-    requests: &mpsc::Sender<LinkRequest>,
-    calls: &mut mpsc::Receiver<Outgoing>,
-    pending: &Mutex<Calls>,
-    heard: &Mutex<Instant>,
-    next_id: &mut u64,
-) -> String {
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last_beat: Option<Instant> = None;
-    let mut waiting = Vec::with_capacity(BATCH_CALLS_MAX);
-    loop {
-        let mut batch = Vec::new();
-        tokio::select! {
-            count = calls.recv_many(&mut waiting, BATCH_CALLS_MAX) => {
-                if count == 0 {
-                    return "this node stops".into();
-                }
-            }
-            _ = look.tick() => {
-                if let Err(why) = look_after(peer, pending, *lock(heard)) {
-                    return why;
-                }
-                if last_beat.is_none_or(|at| at.elapsed() >= BEAT_EVERY) {
-                    last_beat = Some(clock::now());
-                    let beat = Beat { stats: Some(node_stats(node)), version: version() };
-                    batch.push(register(pending, next_id, call::Body::Beat(beat), SILENT_AFTER, None, None));
-                }
-            }
-        }
-        let mut bytes = 0;
-        for outgoing in waiting.drain(..) {
-            let left = outgoing.deadline.saturating_duration_since(clock::now());
-            let gone = outgoing.reply.is_closed() || left.is_zero();
-            if gone {
-                continue;
-            }
-            if lock(pending).len() >= PENDING_MAX {
-                let full = CallError::NotSent("leaves too much unanswered".into());
-                let _ = outgoing.reply.send(Err(full));
-                continue;
-            }
-            bytes += outgoing.bytes;
-            let (reply, room) = (Some(outgoing.reply), Some(outgoing.room));
-            batch.push(register(pending, next_id, outgoing.body, left, reply, room));
-            if bytes >= BATCH_BYTES {
-                bytes = 0;
-                if !send(node, peer, requests, std::mem::take(&mut batch)).await {
-                    return "closed the connection".into();
-                }
-            }
-        }
-        if !batch.is_empty() && !send(node, peer, requests, batch).await {
-            return "closed the connection".into();
+        let differs = theirs.is_some_and(|theirs| theirs.id[..] != cluster.layout.id().to_bytes());
+        if differs && !self.peer.exchanging.swap(true, Ordering::Relaxed) {
+            let (node, peer) = (Arc::clone(self.node), Arc::clone(self.peer));
+            self.node.spawn(async move {
+                membership::exchange_layouts(&node, &peer).await;
+                peer.exchanging.store(false, Ordering::Relaxed);
+            });
         }
     }
 }
 
-/// Notes a call as sent, and puts it in its envelope.
-fn register(
-    pending: &Mutex<Calls>,
-    next_id: &mut u64,
-    body: call::Body,
-    left: Duration,
-    reply: Option<oneshot::Sender<Result<answer::Body, CallError>>>,
-    room: Option<OwnedSemaphorePermit>,
-) -> Call {
-    *next_id += 1;
-    lock(pending).insert(*next_id, Pending { since: clock::now(), reply, _room: room });
-    let deadline_ms = left.as_millis().clamp(1, u32::MAX.into()) as u32;
-    Call { id: *next_id, deadline_ms, body: Some(body) }
-}
-
-async fn send(
-    node: &Node,
-    peer: &Peer,
-    requests: &mpsc::Sender<LinkRequest>,
-    calls: Vec<Call>,
-) -> bool {
-    let Ok(cluster) = node.cluster() else {
-        return false;
-    };
-    let stamp = Some(cluster.stamp(node, peer.uid));
-    requests.send(LinkRequest { stamp, calls }).await.is_ok()
-}
-
-fn settle(pending: &Mutex<Calls>, answer: Answer) {
-    let Some(call) = lock(pending).remove(&answer.id) else {
-        return;
-    };
-    let Some(reply) = call.reply else { return };
-    let outcome = match answer.body {
-        Some(answer::Body::Refused(detail)) => Err(CallError::Refused(Box::new(detail))),
-        Some(body) => Ok(body),
-        None => Err(CallError::Lost("answered in a way this node does not know".into())),
-    };
-    let _ = reply.send(outcome); // the caller may have left
-}
-
-/// Drops calls nobody waits for any more, and judges the peer's silence.
-fn look_after(peer: &Peer, pending: &Mutex<Calls>, heard: Instant) -> Result<(), String> {
-    let mut pending = lock(pending);
-    let oldest = pending.values().map(|call| call.since).min();
-    let silent = heard.elapsed();
-    if silent > SILENT_AFTER {
-        return Err(format!("silent for {} s", SILENT_AFTER.as_secs()));
-    }
-    if silent > SUSPECT_AFTER && oldest.is_some_and(|since| since.elapsed() > SUSPECT_AFTER) {
-        peer.usable.store(false, Ordering::Relaxed);
-    }
-    // Kept for a while after the caller left: they are the evidence of silence.
-    pending.retain(|_, call| {
-        call.since.elapsed() < SILENT_AFTER
-            || call.reply.as_ref().is_some_and(|reply| !reply.is_closed())
-    });
-    Ok(())
-}
-
-fn check_stamp(node: &Node, peer: &Peer, stamp: Option<&Stamp>) -> Result<(), String> {
+fn check_stamp(node: &Node, peer: &Peer, stamp: &Stamp) -> Result<(), String> {
     let cluster = node.cluster().map_err(|blank| blank.what)?;
-    let stamp = stamp.ok_or("sent a message without a stamp")?;
     match stamp {
         _ if stamp.cluster_id[..] != cluster.id.to_bytes() => {
             Err(format!("at {} is a node of another cluster", peer.address))
@@ -470,22 +544,6 @@ fn check_stamp(node: &Node, peer: &Peer, stamp: Option<&Stamp>) -> Result<(), St
             Err(format!("at {} is another node of this cluster", peer.address))
         }
         _ => Ok(()),
-    }
-}
-
-fn note_layout(node: &Arc<Node>, peer: &Arc<Peer>, stamp: Option<&Stamp>) {
-    let Some(stamp) = stamp else { return };
-    let layout = LayoutRef { id: stamp.layout_id.clone(), depth: stamp.layout_depth };
-    let mut health = lock(&peer.health);
-    if health.layout.as_ref() == Some(&layout) {
-        return;
-    }
-    health.layout = Some(layout.clone());
-    drop(health);
-    let ours =
-        node.cluster().map(|cluster| Bytes::copy_from_slice(&cluster.layout.id().to_bytes()));
-    if ours.is_ok_and(|ours| ours != layout.id) {
-        node.spawn(membership::exchange_layouts(Arc::clone(node), Arc::clone(peer)));
     }
 }
 

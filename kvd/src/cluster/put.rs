@@ -13,8 +13,8 @@ use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::{RequestId, Uid};
-use crate::dynamo::object::{Intent, Object, Record};
-use crate::dynamo::preference::preference;
+use crate::dynamo::object::{Intent, Record};
+use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::version::{Actor, Clock, Dot};
 use crate::dynamo::write::{Write, WriteSpec, WriteStep};
@@ -26,7 +26,7 @@ use proto::v1::{
     self, CoordinateCall, DeleteRequest, Outcome, PutRequest, ReplicaAnswer, WriteReply, answer,
     call, coordinate_call, replica_answer,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,7 +109,7 @@ async fn write_admitted(
     let cluster = node.cluster()?;
     let request_id = request.settle_id()?;
     let checked = request.check(cluster, request_id, started)?;
-    let homes = preference(&checked.cluster.layout, checked.quorum.n, checked.key.token()).homes;
+    let homes = preference::homes(&checked.cluster.layout, checked.quorum.n, checked.key.token());
     match (homes.contains(&node.uid), may_forward) {
         (true, _) => coordinate_here(node, checked, homes).await,
         (false, true) => forward(node, &checked, &request, &homes).await,
@@ -224,9 +224,11 @@ async fn forward(
         match peer.call(body, bytes, clock::now() + patience).await {
             Ok(answer::Body::Coordinate(reply)) => return Ok(reply),
             Ok(_) => why.push(format!("{name} answered something else")),
-            Err(CallError::Refused(detail)) if !worth_another_try(&detail) => return Err(detail),
+            Err(CallError::Refused(detail)) if !worth_another_try(&detail) => {
+                return Err(if sent { errors::in_doubt(detail) } else { detail });
+            }
             Err(error) => {
-                sent |= matches!(error, CallError::Lost(_));
+                sent |= error.may_have_been_applied();
                 why.push(format!("{name} {}", error.text()));
             }
         }
@@ -268,15 +270,15 @@ async fn coordinate_here(
     let prepared = tokio::time::timeout_at(checked.deadline.into(), prepared).await;
     let prepared = match prepared {
         Ok(Ok(outcome)) => outcome.map_err(|error| errors::storage(&error))?,
-        Ok(Err(_)) => return Err(errors::internal("storage dropped a write")),
+        Ok(Err(_)) => return Err(errors::storage_dropped()),
         Err(_) => {
-            let mut put = Put::new(node, checked, homes, write, Object::default());
+            let mut put = Put::new(node, checked, homes, write, (Bytes::new(), 0));
             put.heard
                 .insert(node.uid, (put.checked.started.elapsed(), Some("its disk is slow".into())));
             return Err(put.unmet());
         }
     };
-    let mut put = Put::new(node, checked, homes, write, prepared.object);
+    let mut put = Put::new(node, checked, homes, write, (prepared.encoded, prepared.siblings));
     let me = node.uid;
     put.under_way.push(Box::pin(async move {
         let outcome = match synced.await {
@@ -299,8 +301,7 @@ async fn coordinate_here(
 fn refused_at_once(checked: &Checked, homes: &[Uid]) -> Failure {
     let replicas = homes.iter().map(|uid| {
         let peer = checked.cluster.peers.get(uid).filter(|peer| !peer.is_usable());
-        let error = peer.map(|peer| peer.health().why);
-        let error = error.map(|why| if why.is_empty() { "does not answer".into() } else { why });
+        let error = peer.map(|peer| peer.why_not());
         ReplicaAnswer {
             node: checked.cluster.name_of(*uid),
             verdict: replica_answer::Verdict::NotAsked.into(),
@@ -324,8 +325,10 @@ struct Put {
     checked: Checked,
     homes: Vec<Uid>,
     write: Write,
-    object: Object,
+    /// The object, for the other replicas, and how many live values it holds.
+    object: (Bytes, u32),
     under_way: FuturesUnordered<BoxFuture<'static, (Uid, Result<(), CallError>)>>,
+    sent: BTreeSet<Uid>,
     heard: BTreeMap<Uid, (Duration, Option<String>)>,
 }
 
@@ -335,10 +338,11 @@ impl Put {
         checked: Checked,
         homes: Vec<Uid>,
         write: Write,
-        object: Object,
+        object: (Bytes, u32),
     ) -> Self {
         let (under_way, heard) = (FuturesUnordered::new(), BTreeMap::new());
-        Self { node: Arc::clone(node), checked, homes, write, object, under_way, heard }
+        let sent = BTreeSet::new();
+        Self { node: Arc::clone(node), checked, homes, write, object, under_way, sent, heard }
     }
 
     /// Runs until W have it on disk, or cannot.
@@ -383,13 +387,12 @@ impl Put {
     }
 
     fn take(&mut self, steps: Vec<WriteStep>) -> Option<WriteStep> {
-        let mut encoded = None;
         let mut end = None;
         for step in steps {
             match step {
                 WriteStep::Send(to) | WriteStep::SendHinted { to, .. } => {
-                    let bytes: &Bytes = encoded.get_or_insert_with(|| self.object.encode().into());
-                    self.under_way.push(self.send(to, bytes.clone()));
+                    self.sent.insert(to);
+                    self.under_way.push(self.send(to));
                 }
                 WriteStep::Answer | WriteStep::Fail => end = Some(step),
             }
@@ -397,13 +400,11 @@ impl Put {
         end
     }
 
-    fn send(&self, to: Uid, encoded: Bytes) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
-        let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.checked.cluster));
-        let (key, deadline) = (self.checked.key.clone(), self.checked.deadline);
-        let object = Object::default(); // never merged here: `to` is another node
-        Box::pin(async move {
-            (to, merge_on(&node, &cluster, to, &key, &object, encoded, deadline).await)
-        })
+    fn send(&self, to: Uid) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
+        let cluster = Arc::clone(&self.checked.cluster);
+        let (key, object) = (self.checked.key.clone(), self.object.0.clone());
+        let deadline = self.checked.deadline;
+        Box::pin(async move { (to, merge_on(&cluster, to, &key, object, deadline).await) })
     }
 
     fn reply(&self, dot: Dot) -> WriteReply {
@@ -421,7 +422,7 @@ impl Put {
             context: cluster.sealer.seal(&self.checked.key, &seen).into(),
             dot: Some(wire_dot(dot)),
             quorum: Some(quorum),
-            siblings: self.object.live().len() as u32,
+            siblings: self.object.1,
             replicas: if self.checked.explain { self.answers() } else { Vec::new() },
             coordinator: cluster.name_of(self.node.uid),
         }
@@ -436,10 +437,8 @@ impl Put {
             let (verdict, error) = match heard {
                 Some((_, Some(_))) => (Verdict::Failed, error),
                 Some((_, None)) => (Verdict::Acked, None),
-                None if peer.is_some_and(|peer| !peer.is_usable()) => {
-                    (Verdict::NotAsked, peer.map(|peer| peer.health().why))
-                }
-                None => (Verdict::Pending, None),
+                None if self.sent.contains(uid) => (Verdict::Pending, None),
+                None => (Verdict::NotAsked, peer.filter(|p| !p.is_usable()).map(|p| p.why_not())),
             };
             ReplicaAnswer {
                 node: self.checked.cluster.name_of(*uid),

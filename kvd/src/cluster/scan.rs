@@ -11,6 +11,7 @@ use crate::dynamo::node::{KeyspaceId, Uid};
 use crate::dynamo::object::Object;
 use crate::dynamo::scan::{Page, Place, join};
 use crate::dynamo::version::Clock;
+use crate::storage::StoreError;
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use proto::token::Token;
@@ -27,6 +28,10 @@ const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// One page, from the request's cursor on.
 pub async fn scan(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, Failure> {
+    scan_admitted(node, request).await.map_err(errors::of_a_read)
+}
+
+async fn scan_admitted(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, Failure> {
     let _admitted = admit(node)?;
     let cluster = node.cluster()?;
     let keyspace = keyspace(&cluster, &request.keyspace)?.clone();
@@ -75,7 +80,7 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
         ask.limit,
     )
     .await;
-    let page = page.map_err(|error| errors::node_unreachable("the disk", &error.text()))?;
+    let page = page.map_err(|error| errors::storage(&error))?;
     let entry = |(key, object): (Bytes, Object)| ScanEntry { key, object: object.encode().into() };
     let (through_token, through_key) = match page.through {
         Some((token, key)) => (token.to_bytes().to_vec().into(), key),
@@ -95,15 +100,15 @@ async fn local_page(
     to: Token,
     prefix: Bytes,
     limit: u32,
-) -> Result<Page, CallError> {
+) -> Result<Page, StoreError> {
     let store = node.store.clone();
     // Off the threads that serve requests: a page may touch thousands of cold records.
     let walk = tokio::task::spawn_blocking(move || {
         store.scan(keyspace, &from, to, &prefix, limit.min(LIMIT_MAX) as usize)
     });
     match walk.await {
-        Ok(page) => page.map_err(|error| CallError::Lost(error.to_string())),
-        Err(_) => Err(CallError::Lost("the scan was broken off".into())),
+        Ok(page) => page,
+        Err(_) => Err(StoreError::Stopped("the scan was broken off".into())),
     }
 }
 
@@ -129,14 +134,9 @@ impl Walk {
         loop {
             let partition = self.from.0.partition(bits);
             let page = self.partition_page(partition, Token::range(partition, bits).1).await;
-            for (key, object) in page.entries {
-                if object.live().is_empty() {
-                    continue; // deleted
-                }
-                self.bytes += object.encoded_len();
-                self.found.push((key, object));
-            }
-            self.from = match page.through {
+            let room = self.limit - self.found.len();
+            let through = self.keep(page.entries, room).or(page.through);
+            self.from = match through {
                 Some(place) => place,
                 None if partition >= last => return None,
                 None => (Token::range(partition + 1, bits).0, Bytes::new()),
@@ -146,6 +146,18 @@ impl Walk {
                 return Some(self.from.clone());
             }
         }
+    }
+
+    /// Keeps what is not deleted. If the replicas' pages together hold more than there is `room`
+    /// for, the page ends within them: returns where.
+    fn keep(&mut self, entries: Vec<(Bytes, Object)>, room: usize) -> Option<Place> {
+        let mut live = entries.into_iter().filter(|(_, object)| !object.live().is_empty());
+        for (key, object) in live.by_ref().take(room) {
+            self.bytes += object.encoded_len();
+            self.found.push((key, object));
+        }
+        live.next()?;
+        self.found.last().map(|(key, _)| (Token::of(key), key.clone()))
     }
 
     /// Asks R replicas of the partition, others in place of those that fail.
@@ -182,11 +194,14 @@ impl Walk {
     ) -> impl Future<Output = (Uid, Result<Page, CallError>)> + use<> {
         let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
         let (keyspace, from, prefix) = (self.keyspace.id(), self.from.clone(), self.prefix.clone());
-        let (limit, deadline) =
-            ((self.limit - self.found.len().min(self.limit - 1)) as u32, self.deadline);
+        let limit = (self.limit - self.found.len()) as u32;
+        // Half of what is left, so that one which hangs leaves time for another.
+        let left = self.deadline.saturating_duration_since(clock::now());
+        let until = clock::now() + left / 2;
         async move {
             if on == node.uid {
-                return (on, local_page(&node, keyspace, from, to, prefix, limit).await);
+                let page = local_page(&node, keyspace, from, to, prefix, limit).await;
+                return (on, page.map_err(|error| CallError::Refused(errors::storage(&error))));
             }
             let Some(peer) = cluster.peers.get(&on) else {
                 return (on, Err(CallError::NotSent("is no member".into())));
@@ -199,7 +214,7 @@ impl Walk {
                 limit,
                 prefix,
             });
-            let page = match peer.call(body, 0, deadline).await {
+            let page = match peer.call(body, 0, until).await {
                 Ok(answer::Body::Scan(answer)) => parse_page(answer),
                 Ok(_) => Err(CallError::Lost("answered something else".into())),
                 Err(error) => Err(error),

@@ -126,14 +126,14 @@ impl Object {
     }
 
     /// The values a client is shown. Two that one request left (it was retried through another
-    /// coordinator) are one value; the context covers both. They are told apart in storage, where
+    /// coordinator: same request id, same checksum) are one value; the context covers both. They are told apart in storage, where
     /// dropping one would break the merge laws: a replica that had seen only the other would
     /// bring it back.
     pub fn live(&self) -> Vec<(Dot, &Record)> {
         let mut requests = BTreeSet::new();
         let values = self.siblings.iter().filter(|(_, record)| record.value.is_some());
         values
-            .filter(|(_, record)| requests.insert(record.request))
+            .filter(|(_, record)| requests.insert((record.request, record.checksum)))
             .map(|(dot, record)| (*dot, record))
             .collect()
     }
@@ -153,7 +153,12 @@ impl Object {
     }
 
     /// Takes in what another replica holds. Commutative, associative, idempotent. `mine` stays.
-    pub fn merge(&mut self, other: &Self) {
+    /// Returns whether anything was new.
+    pub fn merge(&mut self, other: &Self) -> bool {
+        if self.agrees_with(other) {
+            return false;
+        }
+        let before = (self.clock.clone(), self.siblings.len());
         self.siblings
             .retain(|dot, _| other.siblings.contains_key(dot) || !other.clock.covers(*dot));
         for (dot, record) in &other.siblings {
@@ -162,6 +167,8 @@ impl Object {
             }
         }
         self.clock.join(&other.clock);
+        // With an equal clock no sibling can have come, only gone.
+        before != (self.clock.clone(), self.siblings.len())
     }
 
     /// Applies a client's write at its coordinator, whose own copy is `local`.
@@ -174,7 +181,10 @@ impl Object {
         if let Some(dot) = object.already_holds(intent) {
             return Ok(Coordinated { object, dot, ceiling: None });
         }
-        let context = intent.context.clone().unwrap_or_else(|| object.clock.clone());
+        let mut context = intent.context.clone().unwrap_or_else(|| object.clock.clone());
+        // Whatever is written now, the clock remembers what the tombstones here deleted; kept, they
+        // would pile up under a client that deletes without looking.
+        object.tombstones().for_each(|dot| context.add_dot(dot));
         let before = object.live().len();
         object.siblings.retain(|dot, _| !context.covers(*dot));
         object.check_limits(&intent.record, before)?;
@@ -201,6 +211,10 @@ impl Object {
                 record.request == request && record.checksum == intent.record.checksum
             })
             .map(|(dot, _)| *dot)
+    }
+
+    fn tombstones(&self) -> impl Iterator<Item = Dot> {
+        self.siblings.iter().filter(|(_, record)| record.value.is_none()).map(|(dot, _)| *dot)
     }
 
     /// Whether `new` may join these siblings. A tombstone always may.
@@ -491,6 +505,26 @@ mod tests {
     }
 
     #[test]
+    fn one_request_id_for_two_values_hides_neither() {
+        let mut n1 = Replica::default();
+        n1.put(None, "a", 9);
+        let mut other = intent(Some(Clock::new()), Some("b"), 9);
+        other.record.checksum = 8;
+        n1.copy = Some(n1.write(&other).object);
+        assert_eq!(values(n1.copy()), [b"a", b"b"]);
+    }
+
+    #[test]
+    fn deletes_without_looking_leave_one_tombstone() {
+        let mut n1 = Replica::default();
+        n1.put(None, "a", 1);
+        for request in 2..9 {
+            n1.copy = Some(n1.write(&intent(Some(Clock::new()), None, request)).object);
+        }
+        assert_eq!((values(n1.copy()).len(), n1.copy().siblings().len()), (1, 2));
+    }
+
+    #[test]
     fn a_lost_copy_gets_a_new_actor_so_a_blind_put_destroys_nothing() {
         // basho/riak_kv#679: the coordinator loses its copy, and its next put must not claim to
         // have seen what its lost copy held.
@@ -635,8 +669,12 @@ mod tests {
             let (clock, dots) = if blind { Default::default() } else { (clock, dots) };
             let value = (!delete).then_some("v");
             let request = self.writes.len() as u128;
+            let tombstones: Vec<Dot> =
+                self.replicas[at].copy.iter().flat_map(Object::tombstones).collect();
             let done = self.replicas[at].write(&intent(Some(clock), value, request));
             assert!(!self.writes.contains_key(&done.dot), "a dot was minted twice");
+            // A write also covers the tombstones its coordinator holds.
+            let dots = dots.into_iter().chain(tombstones).collect();
             self.writes.insert(done.dot, dots);
             done
         }

@@ -21,21 +21,32 @@ pub struct Preference {
 /// The preference list of `token` in keyspaces of `n` copies, `n` being that of a keyspace of
 /// `layout`.
 ///
-/// Homes are the row of the token's partition, turned by bits of the token that do not choose the
+/// Fallbacks are the members that are no home, in the order met walking the next rows, as Dynamo
+/// walks the ring (SOSP'07, section 4.6); neighbouring partitions meet others first, so the hints
+/// of a node that is down spread over many. Members that hold nothing come last, in order of uid.
+pub fn preference(layout: &Layout, n: u8, token: Token) -> Preference {
+    let homes = home_slots(layout, n, token);
+    let fallbacks = fallbacks(layout, n, layout.partition_of(token), &homes);
+    Preference { homes: uids(layout, &homes), fallbacks: uids(layout, &fallbacks) }
+}
+
+/// The homes of [`preference`] alone: all that a request needs while they are up.
+///
+/// They are the row of the token's partition, turned by bits of the token that do not choose the
 /// partition. So the keys of a partition are coordinated by all its nodes alike, without a role
 /// that a table would have to store and a planner to balance.
-///
-/// Fallbacks are the other members in the order met walking the next rows, as Dynamo walks the
-/// ring (SOSP'07, section 4.6); neighbouring partitions meet others first, so the hints of a node
-/// that is down spread over many. Members that hold nothing come last, in order of uid.
-pub fn preference(layout: &Layout, n: u8, token: Token) -> Preference {
-    let partition = layout.partition_of(token);
-    let mut homes = layout.row(n, partition).to_vec();
+pub fn homes(layout: &Layout, n: u8, token: Token) -> Vec<Uid> {
+    uids(layout, &home_slots(layout, n, token))
+}
+
+fn home_slots(layout: &Layout, n: u8, token: Token) -> Vec<u16> {
+    let mut homes = layout.row(n, layout.partition_of(token)).to_vec();
     homes.rotate_left((token.0 as u64 % u64::from(n)) as usize);
-    let fallbacks = fallbacks(layout, n, partition, &homes);
-    let uids =
-        |slots: &[u16]| slots.iter().map(|&slot| layout.members()[usize::from(slot)].uid).collect();
-    Preference { homes: uids(&homes), fallbacks: uids(&fallbacks) }
+    homes
+}
+
+fn uids(layout: &Layout, slots: &[u16]) -> Vec<Uid> {
+    slots.iter().map(|&slot| layout.members()[usize::from(slot)].uid).collect()
 }
 
 fn fallbacks(layout: &Layout, n: u8, partition: u32, homes: &[u16]) -> Vec<u16> {

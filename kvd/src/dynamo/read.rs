@@ -4,7 +4,9 @@
 //! It asks R replicas, one more for each that fails and for each hedge, joins what they hold, and
 //! answers at R. Replicas found behind are sent the join. With blocking repair (strict keyspaces)
 //! the join is on a write quorum before the answer goes out, so that what one completed get
-//! returned no later one misses (the second phase of Attiya, Bar-Noy and Dolev, 1995).
+//! returned no later one misses (the second phase of Attiya, Bar-Noy and Dolev, 1995). That holds
+//! where R is at least W: copies that agree are not written back, and with a smaller R they may be
+//! fewer than a write quorum.
 
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
@@ -95,7 +97,8 @@ impl Read {
                 self.quorum_met()
             }
             Phase::Over => self.repair_behind(),
-            Phase::Asking | Phase::RepairingFirst => Vec::new(),
+            Phase::RepairingFirst => self.repair_until_quorum(),
+            Phase::Asking => Vec::new(),
         }
     }
 
@@ -131,9 +134,13 @@ impl Read {
         steps
     }
 
-    /// The quickest replicas take long: asks one more.
+    /// Those asked, or being repaired, take long: turns to one more.
     pub fn hedge(&mut self) -> Vec<ReadStep> {
-        if self.phase == Phase::Asking { self.ask_next() } else { Vec::new() }
+        match self.phase {
+            Phase::Asking => self.ask_next(),
+            Phase::RepairingFirst => self.repair_idle(1),
+            Phase::Over => Vec::new(),
+        }
     }
 
     /// A replica has the join on disk, or could not take it.
@@ -171,6 +178,16 @@ impl Read {
     /// Replicas that were sent the join and stored it.
     pub fn repaired(&self) -> &BTreeSet<Uid> {
         &self.repaired
+    }
+
+    /// Replicas that were asked and have not answered.
+    pub fn waiting(&self) -> &BTreeSet<Uid> {
+        &self.waiting
+    }
+
+    /// Replicas that hold the join.
+    pub fn holding(&self) -> impl Iterator<Item = Uid> {
+        self.copies.iter().filter(|(_, copy)| copy.agrees_with(&self.joined)).map(|(uid, _)| *uid)
     }
 
     /// Replicas being sent the join.
@@ -229,31 +246,31 @@ impl Read {
     fn repair_until_quorum(&mut self) -> Vec<ReadStep> {
         let needed = usize::from(self.spec.repair_first.unwrap_or(0));
         let mut steps = self.repair_behind();
-        let holding = self.copies.len() - self.behind().count();
+        let holding = self.holding().count();
         if holding >= needed {
             steps.extend(self.end(ReadStep::Answer));
             return steps;
         }
         let more = needed.saturating_sub(holding + self.repairing.len());
-        let idle: Vec<Uid> = self
-            .spec
-            .order
-            .iter()
-            .copied()
-            .filter(|uid| {
-                !self.copies.contains_key(uid)
-                    && !self.repairing.contains(uid)
-                    && !self.failed.contains(uid)
-            })
-            .take(more)
-            .collect();
+        let idle = self.repair_idle(more);
         if idle.len() < more {
             steps.extend(self.end(ReadStep::Fail));
-            return steps;
         }
-        self.repairing.extend(&idle);
-        steps.extend(idle.into_iter().map(ReadStep::Repair));
+        steps.extend(idle);
         steps
+    }
+
+    /// Sends the join to as many replicas that neither hold it nor are being sent it.
+    fn repair_idle(&mut self, count: usize) -> Vec<ReadStep> {
+        let busy = |uid: &Uid| {
+            self.copies.contains_key(uid)
+                || self.repairing.contains(uid)
+                || self.failed.contains(uid)
+        };
+        let idle: Vec<Uid> =
+            self.spec.order.iter().copied().filter(|uid| !busy(uid)).take(count).collect();
+        self.repairing.extend(&idle);
+        idle.into_iter().map(ReadStep::Repair).collect()
     }
 }
 
@@ -345,6 +362,21 @@ mod tests {
         read.reply(B, copy(1));
         assert_eq!(read.repair_ended(B, false), [ReadStep::Repair(C)]);
         assert_eq!(read.repair_ended(C, false), [ReadStep::Fail]);
+    }
+
+    #[test]
+    fn a_strict_get_is_not_held_up_by_one_repair_that_hangs() {
+        let (mut read, _) = start(2, Some(2));
+        assert_eq!(read.hedge(), [ReadStep::Ask(C)]);
+        read.reply(A, copy(2));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(B)]);
+        assert_eq!(read.reply(C, copy(2)), [ReadStep::Answer], "A and C are a write quorum");
+
+        let (mut read, _) = start(2, Some(2));
+        read.reply(A, copy(2));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(B)]);
+        assert_eq!(read.hedge(), [ReadStep::Repair(C)]);
+        assert_eq!(read.repair_ended(C, true), [ReadStep::Answer]);
     }
 
     #[test]

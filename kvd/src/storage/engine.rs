@@ -6,6 +6,7 @@
 
 use super::identity::{DATABASE_FILE, Directory, DirectoryError};
 use super::{StoreError, record};
+use crate::clock;
 use crate::dynamo::clock::{Counter, HybridClock};
 use crate::dynamo::key::Key;
 use crate::dynamo::node::{Incarnation, KeyspaceId, Uid};
@@ -28,6 +29,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const META_UID: &str = "uid";
 const META_STARTS: &str = "starts";
+const META_STOP_MARK: &str = "stop_mark";
 const META_CEILING: &str = "clock_ceiling";
 
 /// Writes committed together, at most. More wait for the next group.
@@ -73,8 +75,10 @@ struct Inner {
 /// A client write, merged into the coordinator's copy and ready to be sent, though not synced yet.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The object for the other replicas.
-    pub object: Object,
+    /// The encoded object, for the other replicas.
+    pub encoded: Bytes,
+    /// Live values it holds.
+    pub siblings: u32,
     /// The write's name.
     pub dot: Dot,
 }
@@ -144,7 +148,6 @@ impl Store {
             database.map_err(|error| OpenError::Database(path.clone(), error.to_string()))?;
         let ceiling = settle_identity(directory, &database)
             .map_err(|error| error.unwrap_or_database(&path))?;
-        directory.born()?;
         Ok(Self::start(database, path, directory.incarnation(), ceiling))
     }
 
@@ -181,6 +184,21 @@ impl Store {
             None => Ok(None),
             Some(bytes) => {
                 self.inner.believe(&stored_key, bytes).map(Some).ok_or(StoreError::BadRecord)
+            }
+        }
+    }
+
+    /// The same, still encoded: what a peer that asks is sent.
+    pub fn read_encoded(&self, key: &Key) -> Result<Option<Bytes>, StoreError> {
+        self.working()?;
+        let stored_key = record::stored_key(key);
+        let found = self.inner.read_record(&stored_key).map_err(|error| self.inner.stop(&error))?;
+        let Some(bytes) = found else { return Ok(None) };
+        match record::open(&stored_key, bytes) {
+            Ok((_mine, object)) => Ok(Some(object)),
+            Err(why) => {
+                self.inner.note_bad_record(&stored_key, &why);
+                Err(StoreError::BadRecord)
             }
         }
     }
@@ -264,13 +282,22 @@ impl Store {
         self.inner.stopped.subscribe()
     }
 
-    /// Ends the writer once it has done what waits. Returns whether all of it is on disk.
-    pub fn close(&self) -> bool {
+    /// Ends the writer once it has done what waits, and leaves a mark as the last thing on disk.
+    /// Returns the mark, or nothing if the store has stopped and not all is on disk.
+    pub fn close(&self) -> Option<u128> {
         lock(&self.inner.jobs).take();
         if let Some(thread) = lock(&self.inner.writer).take() {
-            let _ = thread.join(); // a panic there has stopped the store, which is reported below
+            let _ = thread.join(); // a panic there has stopped the store, which is seen below
         }
-        self.inner.stopped.borrow().is_none()
+        self.working().ok()?;
+        let mark = clock::random_u128();
+        let leave = || -> Result<(), redb::Error> {
+            let transaction = self.inner.database.begin_write()?;
+            transaction.open_table(META)?.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?;
+            Ok(transaction.commit()?)
+        };
+        leave().map_err(|error| self.inner.stop(&error)).ok()?;
+        Some(mark)
     }
 
     /// Hands a job to the writer. If it cannot take it, dropping the job's channels is not enough:
@@ -344,24 +371,24 @@ impl Inner {
         for (looks, entry) in table.range(start.as_slice()..)?.enumerate() {
             let (stored_key, value) = entry?;
             let stored_key = stored_key.value();
-            let Some((of, key)) = record::parse_key(stored_key) else {
-                continue;
-            };
-            let place = (Token::of(key), Bytes::copy_from_slice(key));
-            if place.0 > to {
+            let Some((token, of, key)) = record::parse_key(stored_key) else { continue };
+            if token > to {
                 break;
             }
-            if of == keyspace && place > *from && key.starts_with(prefix) {
+            let key = Bytes::copy_from_slice(key);
+            // All before it is walked. Of another keyspace's key only its token may be said: ours
+            // may have the same key, still to come.
+            let through = if of == keyspace { (token, key.clone()) } else { (token, Bytes::new()) };
+            if of == keyspace && through > *from && key.starts_with(prefix) {
                 let value = Bytes::copy_from_slice(value.value());
                 bytes += value.len();
                 if let Some(object) = self.believe(stored_key, value) {
-                    entries.push((place.1.clone(), object));
+                    entries.push((key, object));
                 }
             }
-            // Only between tokens: the next page starts at a token.
             let full = entries.len() >= limit || bytes >= PAGE_BYTES_MAX || looks >= PAGE_LOOKS_MAX;
-            if full && place > *from {
-                return Ok(Page { entries, through: Some(place) });
+            if full && through > *from {
+                return Ok(Page { entries, through: Some(through) });
             }
         }
         Ok(Page { entries, through: None })
@@ -373,13 +400,16 @@ impl Inner {
         match record::decode(stored_key, bytes) {
             Ok(object) => Some(object),
             Err(why) => {
-                self.bad_records.fetch_add(1, Ordering::Relaxed);
-                let key =
-                    record::parse_key(stored_key).map(|(_, key)| key.escape_ascii().to_string());
-                tracing::error!(key = key.as_deref().unwrap_or("?"), %why, "bad record, taken as absent");
+                self.note_bad_record(stored_key, &why);
                 None
             }
         }
+    }
+
+    fn note_bad_record(&self, stored_key: &[u8], why: &record::BadRecord) {
+        self.bad_records.fetch_add(1, Ordering::Relaxed);
+        let key = record::parse_key(stored_key).map(|(_, _, key)| key.escape_ascii().to_string());
+        tracing::error!(key = key.as_deref().unwrap_or("?"), %why, "bad record, taken as absent");
     }
 
     /// Stops the store for good, the first reason kept.
@@ -495,12 +525,14 @@ impl Writer {
             Ok(done) => done,
             Err(refused) => return Ok(Err(refused.into())),
         };
-        records
-            .insert(stored_key.as_slice(), record::encode(&stored_key, &done.object).as_slice())?;
+        let bytes = Bytes::from(record::encode(&stored_key, &done.object));
+        records.insert(stored_key.as_slice(), &bytes[..])?;
         if let Some(ceiling) = done.ceiling {
             meta.insert(META_CEILING, ceiling.0.to_be_bytes().as_slice())?;
         }
-        Ok(Ok(Prepared { object: done.object, dot: done.dot }))
+        let object_at = bytes.len() - done.object.encoded_len();
+        let siblings = done.object.live().len() as u32;
+        Ok(Ok(Prepared { encoded: bytes.slice(object_at..), siblings, dot: done.dot }))
     }
 }
 
@@ -511,13 +543,11 @@ fn merge(
     object: &Object,
 ) -> Result<(), redb::Error> {
     let stored_key = record::stored_key(key);
-    let local = current(store, records, &stored_key)?;
-    let mut merged = local.clone().unwrap_or_default();
-    merged.merge(object);
-    if local.is_some_and(|local| local.agrees_with(&merged)) {
-        return Ok(()); // already on disk: a repair that raced another
-    }
-    records.insert(stored_key.as_slice(), record::encode(&stored_key, &merged).as_slice())?;
+    let mut copy = current(store, records, &stored_key)?.unwrap_or_default();
+    if copy.merge(object) {
+        let bytes = record::encode(&stored_key, &copy);
+        records.insert(stored_key.as_slice(), bytes.as_slice())?;
+    } // else it is on disk already: a repair that raced another
     Ok(())
 }
 
@@ -565,8 +595,8 @@ impl<E: Into<redb::Error>> From<E> for SettleError {
     }
 }
 
-/// Checks the database's facts against the directory's, writes this start into it, and returns
-/// the clock's ceiling.
+/// Checks that the database is of the directory's node, begins a life of it, and returns the
+/// clock's ceiling.
 fn settle_identity(directory: &mut Directory, database: &Database) -> Result<Counter, SettleError> {
     let transaction = database.begin_write()?;
     let ceiling = {
@@ -574,22 +604,12 @@ fn settle_identity(directory: &mut Directory, database: &Database) -> Result<Cou
         let mut meta = transaction.open_table(META)?;
         let inside = get_array::<16>(&meta, META_UID)?.map(Uid::from_bytes);
         if let Some(inside) = inside.filter(|inside| *inside != directory.uid()) {
-            let path = directory.path().to_owned();
-            let outside = directory.uid();
+            let (path, outside) = (directory.path().to_owned(), directory.uid());
             return Err(SettleError::Directory(DirectoryError::Mixed { path, outside, inside }));
         }
-        let starts = get_array::<8>(&meta, META_STARTS)?.map_or(0, u64::from_be_bytes);
-        // The file is written first, so the database may be one start behind, never ahead or more.
-        if inside.is_some()
-            && !(directory.starts().saturating_sub(2)..directory.starts()).contains(&starts)
-        {
-            tracing::warn!(
-                directory_starts = directory.starts(),
-                database_starts = starts,
-                "the database is from another time than its directory; a new incarnation begins"
-            );
-            directory.begin_another_life(starts).map_err(SettleError::Directory)?;
-        }
+        let mark = get_array::<16>(&meta, META_STOP_MARK)?.map(u128::from_be_bytes);
+        directory.begin_life(mark).map_err(SettleError::Directory)?;
+        meta.remove(META_STOP_MARK)?;
         meta.insert(META_UID, directory.uid().to_bytes().as_slice())?;
         meta.insert(META_STARTS, directory.starts().to_be_bytes().as_slice())?;
         get_array::<8>(&meta, META_CEILING)?
@@ -652,7 +672,7 @@ mod tests {
         let (directory, store) = open(dir.path());
         put(&store, "k", "v", 1);
         store.put_fact("colour", b"blue".to_vec()).blocking_recv().unwrap().unwrap();
-        assert!(store.close());
+        assert!(store.close().is_some());
         drop((store, directory));
         let (_directory, store) = open(dir.path());
         assert_eq!(store.read(&key("k")).unwrap().unwrap().live().len(), 1);
@@ -681,8 +701,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut directory, store) = open(dir.path());
         let first = put(&store, "k", "v", 1).actor;
-        store.close();
-        directory.stopped_cleanly().unwrap();
+        directory.stopped_cleanly(store.close().unwrap()).unwrap();
         drop((store, directory));
         let (directory, store) = open(dir.path());
         assert_eq!(put(&store, "k", "v", 2).actor, first, "a clean stop voids nothing");
@@ -770,17 +789,43 @@ mod tests {
         let (dir, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let clean_start = || {
             let (mut directory, store) = open(dir.path());
-            let actor = put(&store, "k", "v", 7 + u128::from(directory.starts())).actor;
-            store.close();
-            directory.stopped_cleanly().unwrap();
+            let request = 7 + u128::from(directory.starts());
+            let actor = put(&store, "k", "v", request).actor;
+            directory.stopped_cleanly(store.close().unwrap()).unwrap();
             actor
         };
         let first = clean_start();
         std::fs::copy(dir.path().join(DATABASE_FILE), backup.path().join("old")).unwrap();
-        clean_start();
-        clean_start();
+        assert_eq!(clean_start(), first);
         std::fs::copy(backup.path().join("old"), dir.path().join(DATABASE_FILE)).unwrap();
-        assert_ne!(clean_start(), first);
+        assert_ne!(clean_start(), first, "the copy lacks what the last run wrote under it");
+    }
+
+    #[test]
+    fn a_scan_cut_at_another_keyspaces_key_does_not_skip_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_directory, store) = open(dir.path());
+        let ids = [KeyspaceId(1), KeyspaceId(u64::MAX)];
+        put(&store, "seed", "v", 1);
+        let copy = store.read(&key("seed")).unwrap().unwrap();
+        for i in 0..20 {
+            for id in ids {
+                let key = Key::new(id, Bytes::from(format!("k{i}"))).unwrap();
+                store.merge(key, copy.clone()).blocking_recv().unwrap().unwrap();
+            }
+        }
+        for id in ids {
+            let (mut from, mut seen) = ((Token(0), Bytes::new()), 0);
+            loop {
+                let page = store.scan(id, &from, Token(u128::MAX), b"", 1).unwrap();
+                seen += page.entries.len();
+                match page.through {
+                    Some(place) => from = place,
+                    None => break,
+                }
+            }
+            assert_eq!(seen, 20);
+        }
     }
 
     #[test]

@@ -1,8 +1,12 @@
 //! Whose directory this is, and which life of the node this start begins.
 //!
 //! `identity.toml` says it outside the database, the database's `meta` table inside; they must
-//! match. `LOCK` keeps a second process out and holds the process id of the one inside. The incarnation goes on only after a clean stop: a
-//! node that may have lost its last writes must not use the actors that named them.
+//! match. `LOCK` keeps a second process out and holds the process id of the one inside.
+//!
+//! The incarnation goes on only after a clean stop, and only if nothing was put back since: a node
+//! that may have lost writes must not use the actors that named them. So a clean stop leaves the
+//! same random mark in both places as its last act, and a start resumes the incarnation only if it
+//! finds them alike, and takes both away.
 
 use crate::clock;
 use crate::dynamo::node::{Incarnation, Uid};
@@ -83,8 +87,8 @@ struct Facts {
     incarnation: String,
     /// Starts so far.
     starts: u64,
-    /// The last stop was clean: every minted actor is still good.
-    clean: bool,
+    /// What the last clean stop left here and in the database. Taken away by the next start.
+    stop_mark: Option<String>,
     /// The database exists. False only until the very first start got that far.
     born: bool,
 }
@@ -100,28 +104,48 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Locks `path` (made if it is not there), and begins or resumes a life in it.
+    /// Locks `path` (made if it is not there) and reads who lives in it. The store then begins a
+    /// life in it, once it has seen what the database says.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         fs::create_dir_all(path).map_err(io_error(path, "making it"))?;
         let lock = lock(path)?;
-        let mut facts = match read_facts(path)? {
+        let facts = match read_facts(path)? {
             Some(facts) => facts,
             None => new_facts(path)?,
         };
         let uid = parse_hex(path, &facts.uid).map(Uid)?;
+        let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
         let database = fs::metadata(path.join(DATABASE_FILE)).map(|meta| meta.len()).unwrap_or(0);
         if facts.born && database == 0 {
             return Err(DirectoryError::DatabaseMissing(path.to_owned()));
         }
-        if !facts.clean {
-            facts.incarnation = Incarnation(clock::random_u128()).to_string();
-        }
-        let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
-        facts.clean = false;
-        facts.starts += 1;
         let directory = Self { path: path.to_owned(), facts, uid, incarnation, _lock: lock };
-        directory.write_facts()?;
+        if directory.is_new() {
+            directory.write_facts()?; // before there is a database that names this node
+        }
         Ok(directory)
+    }
+
+    /// Begins a life, or goes on with the last one if it ended cleanly: `mark_inside` is what the
+    /// database says that stop left.
+    pub fn begin_life(&mut self, mark_inside: Option<u128>) -> Result<(), DirectoryError> {
+        let mark_outside = self.facts.stop_mark.take();
+        let mark_outside = mark_outside.and_then(|mark| u128::from_str_radix(&mark, 16).ok());
+        let ended_cleanly = mark_outside.is_some() && mark_outside == mark_inside;
+        if self.facts.born && !ended_cleanly {
+            self.incarnation = Incarnation(clock::random_u128());
+            self.facts.incarnation = self.incarnation.to_string();
+        }
+        self.facts.born = true;
+        self.facts.starts += 1;
+        self.write_facts()
+    }
+
+    /// Everything is on disk, and the database holds `mark`: the next start may go on with this
+    /// life.
+    pub fn stopped_cleanly(&mut self, mark: u128) -> Result<(), DirectoryError> {
+        self.facts.stop_mark = Some(format!("{mark:032x}"));
+        self.write_facts()
     }
 
     /// The node that lives here.
@@ -147,27 +171,6 @@ impl Directory {
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// The database exists and knows its node.
-    pub fn born(&mut self) -> Result<(), DirectoryError> {
-        self.facts.born = true;
-        self.write_facts()
-    }
-
-    /// The database went back in time (an older copy was put in its place): actors minted since
-    /// are not in it, so this is another life.
-    pub fn begin_another_life(&mut self, starts_at_least: u64) -> Result<(), DirectoryError> {
-        self.incarnation = Incarnation(clock::random_u128());
-        self.facts.incarnation = self.incarnation.to_string();
-        self.facts.starts = self.facts.starts.max(starts_at_least) + 1;
-        self.write_facts()
-    }
-
-    /// Everything is on disk; the next start may go on under this incarnation.
-    pub fn stopped_cleanly(&mut self) -> Result<(), DirectoryError> {
-        self.facts.clean = true;
-        self.write_facts()
     }
 
     /// Replaces the file whole: a crash leaves the old one or the new one.
@@ -229,7 +232,7 @@ fn new_facts(path: &Path) -> Result<Facts, DirectoryError> {
         uid: Uid(clock::random_u128()).to_string(),
         incarnation: Incarnation(clock::random_u128()).to_string(),
         starts: 0,
-        clean: true,
+        stop_mark: None,
         born: false,
     })
 }
@@ -250,35 +253,49 @@ fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Dire
 mod tests {
     use super::*;
 
-    fn start(path: &Path) -> Result<Directory, DirectoryError> {
-        let mut directory = Directory::open(path)?;
-        if directory.is_new() {
-            fs::write(path.join(DATABASE_FILE), "stands for a database").unwrap();
-            directory.born()?;
-        }
-        Ok(directory)
+    /// Starts on a database that says it was left with `mark`.
+    fn start(path: &Path, mark: Option<u128>) -> Directory {
+        let mut directory = Directory::open(path).unwrap();
+        fs::write(path.join(DATABASE_FILE), "stands for a database").unwrap();
+        directory.begin_life(mark).unwrap();
+        directory
     }
 
     #[test]
     fn the_incarnation_goes_on_after_a_clean_stop_and_only_then() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = start(dir.path()).unwrap();
+        let mut first = start(dir.path(), None);
         let (uid, incarnation) = (first.uid(), first.incarnation());
-        first.stopped_cleanly().unwrap();
+        first.stopped_cleanly(7).unwrap();
         drop(first);
-        let second = start(dir.path()).unwrap();
+        let second = start(dir.path(), Some(7));
         assert_eq!((second.uid(), second.incarnation()), (uid, incarnation));
         drop(second); // as after a kill -9
-        let third = start(dir.path()).unwrap();
+        let third = start(dir.path(), None);
         assert_eq!(third.uid(), uid);
         assert_ne!(third.incarnation(), incarnation);
         assert_eq!(third.starts(), 3);
     }
 
     #[test]
+    fn a_database_of_another_time_begins_another_life() {
+        let dir = tempfile::tempdir().unwrap();
+        for (left, found) in [(7, Some(6)), (8, None)] {
+            let mut before = start(dir.path(), None);
+            let incarnation = before.incarnation();
+            before.stopped_cleanly(left).unwrap();
+            drop(before);
+            assert_ne!(start(dir.path(), found).incarnation(), incarnation);
+        }
+        // And an identity of another time: the database was left, this file was not.
+        let before = start(dir.path(), None).incarnation();
+        assert_ne!(start(dir.path(), Some(9)).incarnation(), before);
+    }
+
+    #[test]
     fn a_directory_in_use_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _held = start(dir.path()).unwrap();
+        let _held = start(dir.path(), None);
         assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Locked(_))));
     }
 
@@ -293,7 +310,7 @@ mod tests {
     #[test]
     fn a_lost_database_is_not_taken_for_an_empty_one() {
         let dir = tempfile::tempdir().unwrap();
-        drop(start(dir.path()).unwrap());
+        drop(start(dir.path(), None));
         fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
         assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::DatabaseMissing(_))));
     }
@@ -301,7 +318,7 @@ mod tests {
     #[test]
     fn a_damaged_or_newer_identity_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        drop(start(dir.path()).unwrap());
+        drop(start(dir.path(), None));
         let file = dir.path().join(IDENTITY_FILE);
         let newer = fs::read_to_string(&file).unwrap().replace("format = 1", "format = 2");
         fs::write(&file, newer).unwrap();

@@ -17,9 +17,6 @@ const FORMAT: u8 = 1;
 const HEAD_BYTES: usize = 1 + 4 + 1;
 const HAS_MINE: u8 = 1;
 
-/// Bytes of a stored key before the client's own.
-pub const KEY_PREFIX_BYTES: usize = 16 + 8;
-
 /// A record that must not be believed. It counts as absent: its coordinator mints a new actor,
 /// and a healthy replica's copy replaces it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,17 +44,18 @@ pub fn stored_key(key: &Key) -> Vec<u8> {
 
 /// Where the record of `key`, whose token is `token`, is stored.
 pub fn stored_place(token: Token, keyspace: KeyspaceId, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(KEY_PREFIX_BYTES + key.len());
+    let mut out = Vec::with_capacity(16 + 8 + key.len());
     out.put_slice(&token.to_bytes());
     out.put_u64(keyspace.0);
     out.put_slice(key);
     out
 }
 
-/// The keyspace and client's key of a stored key; `None` if it is too short to be one.
-pub fn parse_key(stored: &[u8]) -> Option<(KeyspaceId, &[u8])> {
-    let (prefix, key) = stored.split_at_checked(KEY_PREFIX_BYTES)?;
-    Some((KeyspaceId((&prefix[16..]).get_u64()), key))
+/// Token, keyspace and client's key of a stored key; `None` if it is too short to be one.
+pub fn parse_key(mut stored: &[u8]) -> Option<(Token, KeyspaceId, &[u8])> {
+    let token = Token(stored.try_get_u128().ok()?);
+    let keyspace = KeyspaceId(stored.try_get_u64().ok()?);
+    Some((token, keyspace, stored))
 }
 
 /// The bytes to store under `stored_key`.
@@ -80,7 +78,14 @@ pub fn encode(stored_key: &[u8], object: &Object) -> Vec<u8> {
 }
 
 /// The object in `record`, once its checksum is proven.
-pub fn decode(stored_key: &[u8], mut record: Bytes) -> Result<Object, BadRecord> {
+pub fn decode(stored_key: &[u8], record: Bytes) -> Result<Object, BadRecord> {
+    let (mine, object) = open(stored_key, record)?;
+    Ok(Object::decode(object)?.with_mine(mine))
+}
+
+/// The actor and the encoded object in `record`, once its checksum is proven. The object shares
+/// its memory, and can be sent as it is.
+pub fn open(stored_key: &[u8], mut record: Bytes) -> Result<(Option<Mine>, Bytes), BadRecord> {
     if record.len() < HEAD_BYTES || record.get_u8() != FORMAT {
         return Err(BadRecord::Format);
     }
@@ -97,7 +102,7 @@ pub fn decode(stored_key: &[u8], mut record: Bytes) -> Result<Object, BadRecord>
         }
         _ => return Err(BadRecord::Format),
     };
-    Ok(Object::decode(record)?.with_mine(mine))
+    Ok((mine, record))
 }
 
 /// What a coordinator takes of a client's key and value, and every later coordinator and client
