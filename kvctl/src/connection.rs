@@ -123,9 +123,7 @@ impl Connection {
 
     /// The cluster as the node at the other end sees it, without its events.
     pub(crate) async fn view(&self) -> Result<ClusterView, Failure> {
-        let view = self
-            .call("reading the cluster", Kind::Read, |client, budget| fetch_view(client, budget))
-            .await?;
+        let view = self.call("reading the cluster", Kind::Read, fetch_view).await?;
         if view.id.is_empty() {
             return Err(blank(self.endpoint().await));
         }

@@ -139,7 +139,8 @@ fn every_link_of_the_docs_leads_somewhere() {
                 "" => here.clone(),
                 file => here.parent().unwrap().join(file),
             };
-            if !outside && !(there.exists() && has_heading(&there, heading)) {
+            let found = there.exists() && has_heading(&there, heading);
+            if !outside && !found {
                 broken.push(format!("{path} → {target}"));
             }
         }
