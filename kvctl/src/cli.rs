@@ -97,6 +97,9 @@ pub(crate) enum Command {
     /// Make and inspect keyspaces
     #[command(subcommand)]
     Keyspaces(Keyspaces),
+    /// Prove the checksum of every record, and heal what is bad
+    #[command(subcommand)]
+    Scrub(Scrub),
     /// Make a cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -454,6 +457,24 @@ pub(crate) enum Ring {
         after_help = "Examples:\n  kvctl ring show\n  kvctl ring show -o wide          # every partition\n  kvctl ring show -o json | jq '.data.partitions[65]'"
     )]
     Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Scrub {
+    /// Start a scrub on every node, or on one; it goes on without kvctl
+    #[command(after_help = "Examples:\n  kvctl scrub start\n  kvctl scrub start --node n2")]
+    Start {
+        /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Say how scrubs are going; exit 11 if a record is bad and could not be healed
+    #[command(after_help = "Examples:\n  kvctl scrub status\n  kvctl scrub status -o json")]
+    Status {
+        /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

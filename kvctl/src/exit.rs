@@ -68,7 +68,8 @@ impl Exit {
             ErrorCode::QuorumUnmet
             | ErrorCode::RecordBad
             | ErrorCode::StorageFailed
-            | ErrorCode::Overloaded => Self::QuorumUnmet,
+            | ErrorCode::Overloaded
+            | ErrorCode::DiskFull => Self::QuorumUnmet,
             ErrorCode::Draining | ErrorCode::NodeUnreachable => Self::Unreachable,
             ErrorCode::Blank | ErrorCode::ObjectTooLarge => Self::Refused,
             ErrorCode::Stranger => Self::NotPermitted,
@@ -139,6 +140,7 @@ mod tests {
             (20, 10),
             (21, 4),
             (22, 5),
+            (23, 5),
         ];
         for (code, exit) in expected {
             let code = ErrorCode::try_from(code).unwrap();
@@ -148,7 +150,7 @@ mod tests {
             assert_eq!(Exit::of_status(&status) as u8, exit, "{code:?}");
         }
         // One more code in the contract must get a line above.
-        assert!(ErrorCode::try_from(23).is_err());
+        assert!(ErrorCode::try_from(24).is_err());
     }
 
     #[test]

@@ -853,6 +853,10 @@ impl Admin for Fake {
         }
     }
 
+    async fn scrub(&self, _: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn read_copy(
         &self,
         _: Request<ReadCopyRequest>,

@@ -2,6 +2,7 @@
 //!
 //! Built-in defaults < file (TOML) < environment (`KVD_…`) < flags.
 
+use crate::cluster::room::Watermarks;
 use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
@@ -70,6 +71,16 @@ pub struct Flags {
     /// Memory for database pages, MiB. Default: 256.
     #[arg(long, env = "KVD_CACHE_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub cache_mib: Option<u32>,
+    /// Memory for recent writes, MiB: they are brought into the database so many at a time.
+    /// Twice as much may be in use. Default: 32.
+    #[arg(long, env = "KVD_WRITE_BUFFER_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub write_buffer_mib: Option<u32>,
+    /// Say that the disk fills up from so many percent on. Default: 85.
+    #[arg(long, env = "KVD_DISK_WARN_PERCENT", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub disk_warn_percent: Option<u8>,
+    /// Refuse client puts from so many percent on; 101: never. Default: 95.
+    #[arg(long, env = "KVD_DISK_FULL_PERCENT", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=101))]
+    pub disk_full_percent: Option<u8>,
     /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
     #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -91,6 +102,12 @@ struct File {
     data_dir: Option<PathBuf>,
     #[serde(default, deserialize_with = "cache_mib")]
     cache_mib: Option<u32>,
+    #[serde(default, deserialize_with = "write_buffer_mib")]
+    write_buffer_mib: Option<u32>,
+    #[serde(default, deserialize_with = "disk_warn_percent")]
+    disk_warn_percent: Option<u8>,
+    #[serde(default, deserialize_with = "disk_full_percent")]
+    disk_full_percent: Option<u8>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -106,6 +123,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Memory for database pages, bytes.
     pub cache_bytes: usize,
+    /// Memory for recent writes, bytes.
+    pub write_buffer_bytes: usize,
+    /// When the disk counts as filling up, and as full.
+    pub watermarks: Watermarks,
     /// What to log.
     pub log: String,
     /// How.
@@ -144,6 +165,14 @@ impl Config {
             advertise,
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "kvd-data".into()),
             cache_bytes: flags.cache_mib.or(file.cache_mib).unwrap_or(256) as usize * 1024 * 1024,
+            write_buffer_bytes: flags.write_buffer_mib.or(file.write_buffer_mib).unwrap_or(32)
+                as usize
+                * 1024
+                * 1024,
+            watermarks: Watermarks {
+                warn: flags.disk_warn_percent.or(file.disk_warn_percent).unwrap_or(85),
+                full: flags.disk_full_percent.or(file.disk_full_percent).unwrap_or(95),
+            },
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             stop_with_stdin: flags.stop_with_stdin,
@@ -162,9 +191,30 @@ fn read_file(path: &Path) -> Result<File, ConfigError> {
 }
 
 fn cache_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "cache_mib", 1_048_576)
+}
+
+fn disk_warn_percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
+    Ok(whole(from, "disk_warn_percent", 100)?.map(|percent| percent as u8))
+}
+
+fn disk_full_percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
+    Ok(whole(from, "disk_full_percent", 101)?.map(|percent| percent as u8))
+}
+
+fn write_buffer_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "write_buffer_mib", 65_536)
+}
+
+/// A whole number from 1 to `max`.
+fn whole<'de, D: Deserializer<'de>>(
+    from: D,
+    name: &str,
+    max: u32,
+) -> Result<Option<u32>, D::Error> {
     match u32::deserialize(from)? {
-        mib @ 1..=1_048_576 => Ok(Some(mib)),
-        other => Err(de::Error::custom(format!("cache_mib is 1 to 1048576, not {other}"))),
+        number if (1..=max).contains(&number) => Ok(Some(number)),
+        other => Err(de::Error::custom(format!("{name} is 1 to {max}, not {other}"))),
     }
 }
 

@@ -20,7 +20,6 @@ fn node(config: Config) -> ExitCode {
     if let Err(error) = telemetry::start_logging(config.log_format, &config.log) {
         return fail(&error, 2);
     }
-    abort_on_panic();
     finish(block_on(server::run(config)))
 }
 
@@ -30,15 +29,6 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     // Not waited for: a thread that reads standard input never ends.
     runtime.shutdown_background();
     outcome
-}
-
-/// A panic is a bug, and a node in a state nobody thought of must not go on voting.
-fn abort_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        report(info);
-        std::process::abort();
-    }));
 }
 
 fn finish(outcome: anyhow::Result<()>) -> ExitCode {

@@ -1,9 +1,10 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
-use crate::cluster::{Node, membership};
+use crate::cluster::{Node, membership, room, scrub};
 use crate::config::Config;
-use crate::storage::identity::Directory;
+use crate::storage::disk::RealDisk;
+use crate::storage::identity::{Directory, STORE_DIR};
 use crate::storage::{Store, StoreOptions};
 use anyhow::{Context, anyhow};
 use proto::MESSAGE_BYTES_MAX;
@@ -46,7 +47,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => listener.local_addr()?.to_string(),
     };
     let mut directory = Directory::open(&config.data_dir)?;
-    let store = Store::open(&mut directory, &StoreOptions { cache_bytes: config.cache_bytes })?;
+    let disk = RealDisk::new(&config.data_dir.join(STORE_DIR))?;
+    let options = StoreOptions {
+        cache_bytes: config.cache_bytes,
+        write_buffer_bytes: config.write_buffer_bytes,
+    };
+    let store = Store::open(&mut directory, Arc::new(disk), &options)?;
+    // Not before: redb may panic on a damaged file, and opening makes an error of that.
+    abort_on_panic();
     let node = Node::new(directory.uid(), directory.incarnation(), address, store.clone());
     tracing::info!(
         address = node.address,
@@ -66,6 +74,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         ),
         Err(_) => tracing::info!("blank: waiting to be given a cluster (kvctl cluster init)"),
     }
+
+    node.spawn(scrub::run(Arc::clone(&node)));
+    node.spawn(room::watch(Arc::clone(&node), config.watermarks));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
@@ -92,6 +103,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     directory.stopped_cleanly(mark)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A panic is a bug, and a node in a state nobody thought of must not go on voting.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
 }
 
 fn serve(

@@ -86,5 +86,5 @@ fn a_directory_that_lost_its_database_is_refused() {
     fs::write(dir.path().join("identity.toml"), facts).unwrap();
     let (_held, address) = free_port();
     let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];
-    fails(&args, 1, &["lost its database"]);
+    fails(&args, 1, &["has lost store/shard-0.redb"]);
 }

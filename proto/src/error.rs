@@ -72,7 +72,7 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::NodeUnreachable
         | ErrorCode::LayoutStale
         | ErrorCode::RecordBad => Code::Unavailable,
-        ErrorCode::Overloaded => Code::ResourceExhausted,
+        ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
         ErrorCode::Stranger => Code::PermissionDenied,
     }
 }

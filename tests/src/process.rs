@@ -31,6 +31,9 @@ pub struct Node {
     pub address: String,
     /// Its data.
     pub data_dir: PathBuf,
+    /// Past which it takes no puts. 101, never, unless a test is about that: the machine that runs
+    /// the tests may be nearly full.
+    pub disk_full_percent: u8,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -42,6 +45,7 @@ impl Node {
             name: name.into(),
             address: free_address(),
             data_dir: dir.join(name),
+            disk_full_percent: 101,
             log: dir.join(format!("{name}.log")),
             child: None,
         }
@@ -75,6 +79,7 @@ impl Node {
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args(["--cache-mib", "16"])
+            .env("KVD_DISK_FULL_PERCENT", self.disk_full_percent.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -21,6 +21,7 @@ impl Dev {
             .current_dir(dir)
             .arg("dev")
             .args(args)
+            .env("KVD_DISK_FULL_PERCENT", "101") // the machine may be nearly full
             .stdin(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
             .spawn()
@@ -80,6 +81,7 @@ fn shell(dir: &Path, port: &str, command: &str) -> String {
         .env_clear()
         .env("PATH", format!("{path}:/usr/local/bin:/usr/bin:/bin"))
         .env("HOME", dir)
+        .env("KVD_DISK_FULL_PERCENT", "101")
         .env("LANG", "C.UTF-8")
         .env("KVCTL_ENDPOINTS", format!("127.0.0.1:{port}"))
         .stdin(Stdio::null())

@@ -15,11 +15,12 @@ mod progress;
 mod put;
 pub(crate) mod quorum;
 mod ring;
+mod scrub;
 mod status;
 mod tree;
 mod version;
 
-use crate::cli::{Cluster, Command, Keyspaces, Nodes, Ring};
+use crate::cli::{Cluster, Command, Keyspaces, Nodes, Ring, Scrub};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -60,6 +61,8 @@ async fn dispatch(
         Command::Keyspaces(Keyspaces::Create { name, policy, value_bytes_max }) => {
             keyspaces::create(settings, connection, name, policy, value_bytes_max).await
         }
+        Command::Scrub(Scrub::Start { node }) => scrub::start(settings, connection, node).await,
+        Command::Scrub(Scrub::Status { node }) => scrub::status(settings, connection, node).await,
         Command::Cluster(Cluster::Init(args)) => cluster::init(settings, args).await,
         Command::Completions { shell } => completions::run(shell),
         Command::Version => version::run(settings, connection).await,

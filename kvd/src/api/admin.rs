@@ -2,7 +2,7 @@
 
 use super::respond;
 use crate::cluster::errors::{self, Failure};
-use crate::cluster::{Node, coordinator, deadline, membership, view};
+use crate::cluster::{Node, coordinator, deadline, membership, scrub, view};
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
@@ -12,7 +12,7 @@ use proto::v1::admin_server::Admin;
 use proto::v1::{
     ClusterView, Copy, CreateKeyspaceRequest, GetClusterRequest, GetLayoutRequest,
     InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
-    ReadCopyReply, ReadCopyRequest, WatchClusterRequest,
+    ReadCopyReply, ReadCopyRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -89,6 +89,10 @@ impl Admin for AdminService {
         let asked = request.into_inner().keyspace.unwrap_or_default();
         let created = membership::create_keyspace(&self.node, asked).await;
         respond(created.map(|keyspace| view::wire_keyspace(&keyspace)))
+    }
+
+    async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
+        respond(scrub::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn read_copy(

@@ -3,7 +3,7 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
-use crate::cluster::{Cluster, Node, coordinator, membership, put, scan};
+use crate::cluster::{Cluster, Node, coordinator, membership, put, scan, scrub};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use futures_util::Stream;
@@ -173,6 +173,9 @@ impl Served {
         let node = Arc::clone(&self.node);
         match body {
             Some(call::Body::Read(ask)) => self.answer(id, read(&node, ask)).await,
+            Some(call::Body::Scrub(ask)) => {
+                self.answer(id, Ok(answer::Body::Scrub(scrub::here(&node, ask)))).await;
+            }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {
                     let (id, depth) = (stamp.layout_id.clone(), stamp.layout_depth);

@@ -49,6 +49,15 @@ pub fn overloaded(why: &str) -> Failure {
     not_applied(overloaded)
 }
 
+/// The coordinator's disk is past its watermark.
+pub fn disk_full(name: &str) -> Failure {
+    let why = "its disk is past the full watermark; gets, deletes and repair go on";
+    let mut full = failure(ErrorCode::DiskFull, format!("{name} takes no puts"), why);
+    full.advice =
+        "another node; and make room on this one's disk, it takes puts again by itself".into();
+    not_applied(full)
+}
+
 /// Something that should not be possible.
 pub fn internal(what: impl Into<String>) -> Failure {
     failure(ErrorCode::Internal, what, "this is a bug in kvd")

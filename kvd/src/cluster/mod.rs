@@ -7,7 +7,9 @@
 //! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
 //! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
 //! | `coordinator` | what both need |
+//! | `room` | the room on the disk: watermarks |
 //! | `scan` | one page of a keyspace |
+//! | `scrub` | proves every record, heals what is bad |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
@@ -18,7 +20,9 @@ pub mod get;
 pub mod membership;
 pub mod peers;
 pub mod put;
+pub mod room;
 pub mod scan;
+pub mod scrub;
 pub mod view;
 
 use crate::clock;
@@ -61,12 +65,16 @@ pub struct Node {
     pub stats: Stats,
     /// What it saw happen.
     pub events: Events,
+    /// Its scrub.
+    pub scrub: scrub::Scrub,
     /// Client requests under way.
     pub requests: Semaphore,
     /// When it started, Unix milliseconds.
     pub started_at_ms: u64,
     /// Set when the node is on its way out: client requests are refused, those under way go on.
     pub draining: AtomicBool,
+    /// The disk is past its watermark: client puts are refused.
+    pub disk_full: AtomicBool,
     /// Ends every loop.
     pub stop: CancellationToken,
     cluster: ArcSwapOption<Cluster>,
@@ -97,9 +105,11 @@ impl Node {
             store,
             stats: Stats::default(),
             events: Events::default(),
+            scrub: scrub::Scrub::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),
             draining: AtomicBool::new(false),
+            disk_full: AtomicBool::new(false),
             stop: CancellationToken::new(),
             cluster: ArcSwapOption::empty(),
             changing: tokio::sync::Mutex::new(()),

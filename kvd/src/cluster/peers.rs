@@ -173,8 +173,22 @@ impl Peer {
         self.latency_us.load(Ordering::Relaxed)
     }
 
-    /// Why it is not usable, in a few words.
+    /// Whether it should be sent a client's put: usable, and by its own last word not full.
+    pub fn takes_puts(&self) -> bool {
+        self.is_usable() && !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        let health = lock(&self.health);
+        let stats = health.beat.as_ref().and_then(|(beat, _)| beat.stats.as_ref());
+        stats.is_some_and(|stats| stats.disk_full)
+    }
+
+    /// Why it is not usable, or takes no puts, in a few words.
     pub fn why_not(&self) -> String {
+        if self.is_usable() && self.is_full() {
+            return "its disk is full".into();
+        }
         let health = lock(&self.health);
         if health.why.is_empty() { "does not answer".into() } else { health.why.clone() }
     }
@@ -616,7 +630,7 @@ pub fn version() -> String {
 /// What a node says of itself.
 pub fn node_stats(node: &Node) -> NodeStats {
     let facts = node.store.facts();
-    let (stats, disk) = (&node.stats, node.store.disk());
+    let (stats, disk) = (&node.stats, node.store.room());
     NodeStats {
         gets: stats.gets.get(),
         puts: stats.puts.get(),
@@ -632,6 +646,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         disk_free_bytes: disk.free_bytes,
         started_at_ms: node.started_at_ms,
         bad_records: facts.bad_records,
+        disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.incarnation.to_bytes().to_vec().into(),
     }
 }

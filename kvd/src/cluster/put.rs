@@ -28,6 +28,7 @@ use proto::v1::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Stores a value.
@@ -238,8 +239,8 @@ async fn forward(
 
 /// Whether another replica may take what this one refused.
 fn worth_another_try(detail: &v1::ErrorDetail) -> bool {
-    use v1::ErrorCode::{Draining, LayoutStale, Overloaded, StorageFailed};
-    matches!(detail.code(), Draining | LayoutStale | Overloaded | StorageFailed)
+    use v1::ErrorCode::{DiskFull, Draining, LayoutStale, Overloaded, StorageFailed};
+    matches!(detail.code(), DiskFull | Draining | LayoutStale | Overloaded | StorageFailed)
 }
 
 async fn coordinate_here(
@@ -247,8 +248,15 @@ async fn coordinate_here(
     checked: Checked,
     homes: Vec<Uid>,
 ) -> Result<WriteReply, Failure> {
-    let down =
-        homes.iter().filter(|uid| checked.cluster.peers.get(uid).is_some_and(|p| !p.is_usable()));
+    let is_put = checked.intent.record.value.is_some();
+    if is_put && node.disk_full.load(Ordering::Relaxed) {
+        return Err(errors::disk_full(&checked.cluster.name_of(node.uid)));
+    }
+    let is_down = |uid: &&Uid| {
+        let peer = checked.cluster.peers.get(uid);
+        peer.is_some_and(|peer| if is_put { !peer.takes_puts() } else { !peer.is_usable() })
+    };
+    let down = homes.iter().filter(is_down);
     let spec = WriteSpec {
         quorum: checked.quorum,
         mode: checked.mode,
@@ -300,7 +308,7 @@ async fn coordinate_here(
 /// Fewer than W up: the client is told so with nothing written.
 fn refused_at_once(checked: &Checked, homes: &[Uid]) -> Failure {
     let replicas = homes.iter().map(|uid| {
-        let peer = checked.cluster.peers.get(uid).filter(|peer| !peer.is_usable());
+        let peer = checked.cluster.peers.get(uid).filter(|peer| !peer.takes_puts());
         let error = peer.map(|peer| peer.why_not());
         ReplicaAnswer {
             node: checked.cluster.name_of(*uid),
@@ -438,7 +446,7 @@ impl Put {
                 Some((_, Some(_))) => (Verdict::Failed, error),
                 Some((_, None)) => (Verdict::Acked, None),
                 None if self.sent.contains(uid) => (Verdict::Pending, None),
-                None => (Verdict::NotAsked, peer.filter(|p| !p.is_usable()).map(|p| p.why_not())),
+                None => (Verdict::NotAsked, peer.filter(|p| !p.takes_puts()).map(|p| p.why_not())),
             };
             ReplicaAnswer {
                 node: self.checked.cluster.name_of(*uid),

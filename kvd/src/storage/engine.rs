@@ -1,36 +1,37 @@
-//! redb, and the one writer that commits groups of writes. Nothing outside this file knows redb.
+//! The store: reads, and the one writer that makes groups of writes durable.
 //!
-//! All waiting writes are taken together: read, merged, written and committed in one transaction
-//! with one fsync, and each caller is answered when it is done. There is no timer: an idle store
-//! commits a lone write at once.
+//! All waiting writes are taken together: read, merged, appended to the log with one sync, and put
+//! into the recent layer; then each caller is answered. There is no timer: an idle store commits a
+//! lone write at once. When the recent layer has grown enough, or is old enough, it is frozen and
+//! a second thread brings it into the database while writes go on; then its part of the log is
+//! used again. A read looks into the recent layer, the frozen one, and the database, in that order.
 
-use super::identity::{DATABASE_FILE, Directory, DirectoryError};
+use super::disk::{Disk, Room};
+use super::identity::{Directory, DirectoryError};
+use super::recent::{Layer, Recent};
+use super::shards::{ShardError, Shards};
+use super::wal::{Entry, Group, Log, Spares};
 use super::{StoreError, record};
 use crate::clock;
 use crate::dynamo::clock::{Counter, HybridClock};
 use crate::dynamo::key::Key;
-use crate::dynamo::node::{Incarnation, KeyspaceId, Uid};
+use crate::dynamo::node::{Incarnation, KeyspaceId};
 use crate::dynamo::object::{Intent, Minter, Object};
 use crate::dynamo::scan::{Page, Place};
 use crate::dynamo::version::{Actor, Dot};
 use bytes::Bytes;
 use proto::token::Token;
-use redb::{
-    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
-};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
-const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
-
-const META_UID: &str = "uid";
-const META_STARTS: &str = "starts";
-const META_STOP_MARK: &str = "stop_mark";
-const META_CEILING: &str = "clock_ceiling";
+const FACT_CEILING: &str = "clock_ceiling";
 
 /// Writes committed together, at most. More wait for the next group.
 const GROUP_WRITES_MAX: usize = 512;
@@ -47,11 +48,17 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A page of a scan ends after so many records looked at, whether or not they were asked for.
 const PAGE_LOOKS_MAX: usize = 16 * 1024;
 
+/// A recent layer is checkpointed when it is so old, however small.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+
 /// What a store is opened with.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Memory redb may use for pages, bytes.
+    /// Memory the database may use for pages, bytes.
     pub cache_bytes: usize,
+    /// The recent layer is checkpointed when it holds so many bytes. At twice as many, with the
+    /// checkpoint before still under way, writes wait for it.
+    pub write_buffer_bytes: usize,
 }
 
 /// A node's records and its few facts, on its own disk. Cheap to clone.
@@ -61,15 +68,32 @@ pub struct Store {
 }
 
 struct Inner {
-    database: Database,
-    path: PathBuf,
+    disk: Arc<dyn Disk>,
+    shards: Shards,
+    recent: RwLock<Recent>,
+    options: StoreOptions,
+    uid: [u8; 16],
     incarnation: Incarnation,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
     room: Arc<Semaphore>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    checkpoint: Mutex<Checkpoint>,
+    /// Notified whenever `checkpoint` changes.
+    checkpoint_changed: Condvar,
     /// Why the store stopped; `None` while it works.
     stopped: watch::Sender<Option<String>>,
+    keys: AtomicU64,
     bad_records: AtomicU64,
+}
+
+/// The checkpoint that is to be made, or is being made.
+#[derive(Default)]
+struct Checkpoint {
+    /// Segments of the log that hold the frozen layer and nothing newer.
+    segments: Option<Vec<u64>>,
+    waiting: Vec<Synced>,
+    /// No more will come.
+    closing: bool,
 }
 
 /// A client write, merged into the coordinator's copy and ready to be sent, though not synced yet.
@@ -83,30 +107,34 @@ pub struct Prepared {
     pub dot: Dot,
 }
 
+/// A page of records, proven.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Proven {
+    /// How many.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Stored keys of those whose checksum failed.
+    pub bad: Vec<Bytes>,
+    /// Where the next page starts; `None`: that was all.
+    pub next: Option<Vec<u8>>,
+}
+
 /// Sizes, for people.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts {
     /// Records stored, tombstones included.
     pub keys: u64,
-    /// Length of the database file, bytes.
+    /// Length of all its files, log included, bytes.
     pub data_bytes: u64,
-    /// Records found bad since the start.
+    /// Records found bad since the start, and groups of the log found damaged at it.
     pub bad_records: u64,
 }
 
-/// A file system's room. Zero total: unknown.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Disk {
-    /// In all.
-    pub total_bytes: u64,
-    /// Of that, what kvd may still use.
-    pub free_bytes: u64,
-}
-
-type Synced = oneshot::Sender<Result<(), StoreError>>;
-
 /// Comes when the store has got so far.
 pub type Answer<T> = oneshot::Receiver<Result<T, StoreError>>;
+
+type Synced = oneshot::Sender<Result<(), StoreError>>;
 
 /// A job and the room it takes in the queue.
 type Queued = (Job, OwnedSemaphorePermit);
@@ -125,61 +153,109 @@ enum Job {
         object: Object,
         synced: Synced,
     },
-    Meta {
+    Fact {
         name: &'static str,
         value: Vec<u8>,
         synced: Synced,
     },
+    Checkpoint {
+        done: Synced,
+    },
 }
 
+/// How far checkpoints stand back behind everything else.
+const CHECKPOINT_NICENESS: i32 = 10;
+
 impl Store {
-    /// Opens, or on the very first start makes, the database in `directory`, and checks that both
-    /// are of the same node.
-    pub fn open(directory: &mut Directory, options: &StoreOptions) -> Result<Self, OpenError> {
-        let path = directory.path().join(DATABASE_FILE);
-        let mut builder = redb::Builder::new();
-        builder.set_cache_size(options.cache_bytes);
-        // `open` on every later start: `create` would take an emptied file for a new database.
-        let database = match directory.is_new() {
-            true => builder.create(&path),
-            false => builder.open(&path),
-        };
-        let database =
-            database.map_err(|error| OpenError::Database(path.clone(), error.to_string()))?;
-        let ceiling = settle_identity(directory, &database)
-            .map_err(|error| error.unwrap_or_database(&path))?;
-        Ok(Self::start(database, path, directory.incarnation(), ceiling))
+    /// Opens, or on the very first start makes, the files on `disk`, checks that they are of the
+    /// node of `directory`, begins a life of it, and replays the log.
+    pub fn open(
+        directory: &mut Directory,
+        disk: Arc<dyn Disk>,
+        options: &StoreOptions,
+    ) -> Result<Self, OpenError> {
+        let place = disk.place();
+        let in_words =
+            |error: &dyn fmt::Display| OpenError::Files(place.clone(), error.to_string());
+        let shards = Shards::open(&*disk, directory.is_new(), options.cache_bytes)
+            .map_err(|error| OpenError::of_shard(directory, error))?;
+        let signs = shards.signs().map_err(|error| in_words(&error))?;
+        let uid = directory.uid().to_bytes();
+        if let Some(inside) = signs.uids.iter().flatten().find(|inside| **inside != uid) {
+            return Err(OpenError::mixed(directory, *inside));
+        }
+        directory.begin_life(signs.stop_mark)?;
+        shards.sign(uid, None).map_err(|error| in_words(&error))?;
+
+        let mut layer = Layer::default();
+        // Everything up to the least is in every file; of what is between, some files hold newer
+        // states, which the rest of the log brings back.
+        let applied = signs.applied.iter().copied().min().unwrap_or(0);
+        let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
+        let (mut log, replayed) = log.map_err(|error| in_words(&error))?;
+        make_durable(&mut log, &layer).map_err(|error| in_words(&error))?;
+        for damage in &replayed.damage {
+            tracing::error!(
+                ?damage,
+                "the log is damaged: acknowledged writes are lost here and must come back from replicas"
+            );
+        }
+        let started = Self::start(directory, disk, shards, (log, layer), options);
+        let store = started.map_err(|error| in_words(&error))?;
+        store.inner.bad_records.store(replayed.damage.len() as u64, Ordering::Relaxed);
+        Ok(store)
     }
 
     fn start(
-        database: Database,
-        path: PathBuf,
-        incarnation: Incarnation,
-        ceiling: Counter,
-    ) -> Self {
+        directory: &Directory,
+        disk: Arc<dyn Disk>,
+        shards: Shards,
+        (log, layer): (Log, Layer),
+        options: &StoreOptions,
+    ) -> Result<Self, super::shards::DatabaseError> {
+        let mut keys = shards.records()?;
+        for key in layer.records.keys() {
+            keys += u64::from(shards.record(key)?.is_none());
+        }
+        let ceiling = match layer.facts.get(FACT_CEILING) {
+            Some(recent) => Some(recent.clone()),
+            None => shards.fact(FACT_CEILING)?,
+        };
+        let ceiling = ceiling.and_then(|bytes| bytes[..].try_into().ok());
+        let ceiling = ceiling.map_or(Counter::default(), |c| Counter(u64::from_be_bytes(c)));
         let (jobs, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
         let inner = Arc::new(Inner {
-            database,
-            path,
-            incarnation,
+            disk,
+            shards,
+            recent: RwLock::new(Recent { active: layer, frozen: None }),
+            options: options.clone(),
+            uid: directory.uid().to_bytes(),
+            incarnation: directory.incarnation(),
             jobs: Mutex::new(Some(jobs)),
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
-            writer: Mutex::new(None),
+            threads: Mutex::new(Vec::new()),
+            checkpoint: Mutex::new(Checkpoint::default()),
+            checkpoint_changed: Condvar::new(),
             stopped: watch::Sender::new(None),
+            keys: AtomicU64::new(keys),
             bad_records: AtomicU64::new(0),
         });
-        let writer = Writer { store: Arc::downgrade(&inner), clock: HybridClock::resume(ceiling) };
-        let thread = std::thread::Builder::new().name("kvd-writer".into());
-        let thread = thread.spawn(move || writer.run(waiting)).expect("a thread can be started");
-        *lock(&inner.writer) = Some(thread);
-        Self { inner }
+        let spares = log.spares();
+        let writer =
+            Writer { store: Arc::downgrade(&inner), log, clock: HybridClock::resume(ceiling) };
+        let checkpointer = Arc::downgrade(&inner);
+        *lock(&inner.threads) = vec![
+            thread("kvd-writer", move || writer.run(waiting)),
+            thread("kvd-checkpoint", move || run_checkpoints(&checkpointer, &spares)),
+        ];
+        Ok(Self { inner })
     }
 
     /// This node's copy of `key`; [`StoreError::BadRecord`] if its checksum fails.
     pub fn read(&self, key: &Key) -> Result<Option<Object>, StoreError> {
         self.working()?;
         let stored_key = record::stored_key(key);
-        let found = self.inner.read_record(&stored_key).map_err(|error| self.inner.stop(&error))?;
+        let found = self.inner.record(&stored_key).map_err(|error| self.inner.stop(&error))?;
         match found {
             None => Ok(None),
             Some(bytes) => {
@@ -192,7 +268,7 @@ impl Store {
     pub fn read_encoded(&self, key: &Key) -> Result<Option<Bytes>, StoreError> {
         self.working()?;
         let stored_key = record::stored_key(key);
-        let found = self.inner.read_record(&stored_key).map_err(|error| self.inner.stop(&error))?;
+        let found = self.inner.record(&stored_key).map_err(|error| self.inner.stop(&error))?;
         let Some(bytes) = found else { return Ok(None) };
         match record::open(&stored_key, bytes) {
             Ok((_mine, object)) => Ok(Some(object)),
@@ -214,7 +290,27 @@ impl Store {
         limit: usize,
     ) -> Result<Page, StoreError> {
         self.working()?;
-        self.inner.scan(keyspace, from, to, prefix, limit).map_err(|error| self.inner.stop(&error))
+        let records = self.inner.records_from(&from.0.to_bytes());
+        let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
+        Ok(self.inner.page(records, more, (keyspace, from, to), prefix, limit))
+    }
+
+    /// Proves the checksums of the records from stored key `from` on, a page of them.
+    pub fn prove(&self, from: &[u8]) -> Result<Proven, StoreError> {
+        self.working()?;
+        let records = self.inner.records_from(from);
+        let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
+        let mut proven = Proven::default();
+        for (stored_key, bytes) in records {
+            proven.records += 1;
+            proven.bytes += bytes.len() as u64;
+            if let Err(why) = record::open(&stored_key, bytes) {
+                self.inner.note_bad_record(&stored_key, &why);
+                proven.bad.push(stored_key.clone());
+            }
+            proven.next = more.then(|| [&stored_key[..], &[0]].concat());
+        }
+        Ok(proven)
     }
 
     /// Applies a client's write under this node's actor. The first result comes when the object is
@@ -245,36 +341,40 @@ impl Store {
     /// Keeps a fact of the node: its cluster, its layout.
     pub fn put_fact(&self, name: &'static str, value: Vec<u8>) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
-        self.submit(Job::Meta { name, value, synced }, 0);
+        self.submit(Job::Fact { name, value, synced }, 0);
         when_synced
     }
 
     /// A fact kept by [`Store::put_fact`].
     pub fn fact(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
-        read_meta(&self.inner.database, name).map_err(|error| self.inner.stop(&error))
+        self.working()?;
+        let recent = read(&self.inner.recent).fact(name).cloned();
+        let found = match recent {
+            Some(value) => Some(value),
+            None => self.inner.shards.fact(name).map_err(|error| self.inner.stop(&error))?,
+        };
+        Ok(found.filter(|value| !value.is_empty()).map(|value| value.to_vec()))
+    }
+
+    /// Brings what is recent into the database. The result comes when it is there.
+    pub fn checkpoint(&self) -> Answer<()> {
+        let (done, when_done) = oneshot::channel();
+        self.submit(Job::Checkpoint { done }, 0);
+        when_done
     }
 
     /// Sizes as they are now.
     pub fn facts(&self) -> Facts {
-        let keys = || -> Result<u64, redb::Error> {
-            Ok(self.inner.database.begin_read()?.open_table(RECORDS)?.len()?)
-        };
         Facts {
-            keys: keys().unwrap_or(0),
-            data_bytes: std::fs::metadata(&self.inner.path).map_or(0, |meta| meta.len()),
+            keys: self.inner.keys.load(Ordering::Relaxed),
+            data_bytes: self.inner.data_bytes().unwrap_or(0),
             bad_records: self.inner.bad_records.load(Ordering::Relaxed),
         }
     }
 
     /// The file system it is on.
-    pub fn disk(&self) -> Disk {
-        match rustix::fs::statvfs(&self.inner.path) {
-            Ok(fs) => Disk {
-                total_bytes: fs.f_blocks * fs.f_frsize,
-                free_bytes: fs.f_bavail * fs.f_frsize,
-            },
-            Err(_) => Disk::default(), // shown as unknown
-        }
+    pub fn room(&self) -> Room {
+        self.inner.disk.room()
     }
 
     /// Changes to the reason once the store has stopped.
@@ -282,26 +382,26 @@ impl Store {
         self.inner.stopped.subscribe()
     }
 
-    /// Ends the writer once it has done what waits, and leaves a mark as the last thing on disk.
-    /// Returns the mark, or nothing if the store has stopped and not all is on disk.
+    /// Does what waits, brings everything into the database, ends, and leaves a mark as the last
+    /// thing on disk. Returns the mark, or nothing if the store has stopped and not all is on disk.
     pub fn close(&self) -> Option<u128> {
+        let brought_in = self.checkpoint();
         lock(&self.inner.jobs).take();
-        if let Some(thread) = lock(&self.inner.writer).take() {
+        let done = brought_in.blocking_recv();
+        lock(&self.inner.checkpoint).closing = true;
+        self.inner.checkpoint_changed.notify_all();
+        for thread in std::mem::take(&mut *lock(&self.inner.threads)) {
             let _ = thread.join(); // a panic there has stopped the store, which is seen below
         }
+        done.ok()?.ok()?;
         self.working().ok()?;
         let mark = clock::random_u128();
-        let leave = || -> Result<(), redb::Error> {
-            let transaction = self.inner.database.begin_write()?;
-            transaction.open_table(META)?.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?;
-            Ok(transaction.commit()?)
-        };
-        leave().map_err(|error| self.inner.stop(&error)).ok()?;
+        let left = self.inner.shards.sign(self.inner.uid, Some(mark));
+        left.map_err(|error| self.inner.stop(&error)).ok()?;
         Some(mark)
     }
 
-    /// Hands a job to the writer. If it cannot take it, dropping the job's channels is not enough:
-    /// the caller must learn whether it was refused or is in doubt.
+    /// Hands a job to the writer.
     fn submit(&self, job: Job, bytes: usize) {
         if let Err(error) = self.working() {
             return job.refuse(error);
@@ -311,21 +411,17 @@ impl Store {
             return job.refuse(StoreError::Overloaded);
         };
         let jobs = lock(&self.inner.jobs).clone();
-        let refused = match jobs {
-            None => Some((job, StoreError::Stopped("the node is shutting down".into()))),
+        let (job, error) = match jobs {
+            None => (job, StoreError::Stopped("the node is shutting down".into())),
             Some(jobs) => match jobs.try_send((job, room)) {
-                Ok(()) => None,
-                Err(mpsc::error::TrySendError::Full((job, _))) => {
-                    Some((job, StoreError::Overloaded))
-                }
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full((job, _))) => (job, StoreError::Overloaded),
                 Err(mpsc::error::TrySendError::Closed((job, _))) => {
-                    Some((job, StoreError::Stopped("the writer ended".into())))
+                    (job, StoreError::Stopped("the writer ended".into()))
                 }
             },
         };
-        if let Some((job, error)) = refused {
-            job.refuse(error);
-        }
+        job.refuse(error);
     }
 
     fn working(&self) -> Result<(), StoreError> {
@@ -343,7 +439,9 @@ impl Job {
                 let _ = prepared.send(Err(error.clone())); // the caller may have left
                 let _ = synced.send(Err(error));
             }
-            Self::Merge { synced, .. } | Self::Meta { synced, .. } => {
+            Self::Merge { synced, .. }
+            | Self::Fact { synced, .. }
+            | Self::Checkpoint { done: synced } => {
                 let _ = synced.send(Err(error));
             }
         }
@@ -351,47 +449,64 @@ impl Job {
 }
 
 impl Inner {
-    fn read_record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, redb::Error> {
-        let table = self.database.begin_read()?.open_table(RECORDS)?;
-        Ok(table.get(stored_key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
+    fn record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, super::shards::DatabaseError> {
+        // The database second: what leaves the recent layer in between is in it by then.
+        let recent = read(&self.recent).record(stored_key).cloned();
+        if recent.is_some() { Ok(recent) } else { self.shards.record(stored_key) }
     }
 
-    fn scan(
+    /// Records from `start` on, and whether there are more.
+    fn records_from(
         &self,
-        keyspace: KeyspaceId,
-        from: &Place,
-        to: Token,
+        start: &[u8],
+    ) -> Result<(BTreeMap<Bytes, Bytes>, bool), super::shards::DatabaseError> {
+        let (recent, more_recent) = read(&self.recent).page(start, PAGE_LOOKS_MAX);
+        let (older, more_older) = self.shards.page(start, PAGE_LOOKS_MAX, PAGE_BYTES_MAX)?;
+        let end = |page: &[(Bytes, Bytes)], more: bool| {
+            page.last().filter(|_| more).map(|(key, _)| key.clone())
+        };
+        let ends = [end(&recent, more_recent), end(&older, more_older)];
+        let mut merged: BTreeMap<Bytes, Bytes> = older.into_iter().collect();
+        merged.extend(recent);
+        // Beyond the end of the shorter page, the other may hide what it does not hold.
+        let end = ends.into_iter().flatten().min();
+        if let Some(end) = &end {
+            merged.retain(|key, _| key <= end);
+        }
+        Ok((merged, end.is_some()))
+    }
+
+    fn page(
+        &self,
+        records: BTreeMap<Bytes, Bytes>,
+        more: bool,
+        (keyspace, from, to): (KeyspaceId, &Place, Token),
         prefix: &[u8],
         limit: usize,
-    ) -> Result<Page, redb::Error> {
-        let table = self.database.begin_read()?.open_table(RECORDS)?;
-        // A token's keys are few, and of all keyspaces: start at the token and pass over them.
-        let start = from.0.to_bytes();
-        let (mut entries, mut bytes) = (Vec::new(), 0);
-        for (looks, entry) in table.range(start.as_slice()..)?.enumerate() {
-            let (stored_key, value) = entry?;
-            let stored_key = stored_key.value();
-            let Some((token, of, key)) = record::parse_key(stored_key) else { continue };
+    ) -> Page {
+        let (mut entries, mut bytes, mut walked) = (Vec::new(), 0, from.clone());
+        for (looks, (stored_key, value)) in records.into_iter().enumerate() {
+            let Some((token, of, key)) = record::parse_key(&stored_key) else { continue };
             if token > to {
-                break;
+                return Page { entries, through: None };
             }
             let key = Bytes::copy_from_slice(key);
             // All before it is walked. Of another keyspace's key only its token may be said: ours
             // may have the same key, still to come.
             let through = if of == keyspace { (token, key.clone()) } else { (token, Bytes::new()) };
             if of == keyspace && through > *from && key.starts_with(prefix) {
-                let value = Bytes::copy_from_slice(value.value());
                 bytes += value.len();
-                if let Some(object) = self.believe(stored_key, value) {
+                if let Some(object) = self.believe(&stored_key, value) {
                     entries.push((key, object));
                 }
             }
+            walked = walked.max(through);
             let full = entries.len() >= limit || bytes >= PAGE_BYTES_MAX || looks >= PAGE_LOOKS_MAX;
-            if full && through > *from {
-                return Ok(Page { entries, through: Some(through) });
+            if full && walked > *from {
+                return Page { entries, through: Some(walked) };
             }
         }
-        Ok(Page { entries, through: None })
+        Page { entries, through: more.then_some(walked) }
     }
 
     /// The object in `bytes`, or nothing: a bad record is counted, logged and then absent, and
@@ -412,152 +527,319 @@ impl Inner {
         tracing::error!(key = key.as_deref().unwrap_or("?"), %why, "bad record, taken as absent");
     }
 
+    fn data_bytes(&self) -> io::Result<u64> {
+        let len = |name: &String| match self.disk.len(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0), // renamed just now
+            len => len,
+        };
+        self.disk.list()?.iter().map(len).sum()
+    }
+
     /// Stops the store for good, the first reason kept.
-    fn stop(&self, error: &dyn std::fmt::Display) -> StoreError {
-        let why = format!("{}: {error}", self.path.display());
+    fn stop(&self, error: &dyn fmt::Display) -> StoreError {
+        let why = match self.shards.first_error() {
+            Some(first) => format!("{}: {first}", self.disk.place()),
+            None => format!("{}: {error}", self.disk.place()),
+        };
         self.stopped.send_if_modified(|stopped| {
             let first = stopped.is_none();
             stopped.get_or_insert_with(|| why.clone());
             first
         });
+        self.checkpoint_changed.notify_all();
         StoreError::Stopped(why)
     }
 }
 
+// === the writer ===
+
 /// The one thread that writes.
 struct Writer {
-    store: std::sync::Weak<Inner>,
+    store: Weak<Inner>,
+    log: Log,
     clock: HybridClock,
 }
 
-type Waiting = mpsc::Receiver<Queued>;
+/// A group being made: what goes to the log, its newest states, and who is to be told.
+#[derive(Default)]
+struct Batch {
+    log: Group,
+    layer: Layer,
+    new_keys: u64,
+    synced: Vec<Synced>,
+    checkpoints: Vec<Synced>,
+}
 
 impl Writer {
-    fn run(mut self, mut waiting: Waiting) {
+    fn run(mut self, mut waiting: mpsc::Receiver<Queued>) {
         let mut group = Vec::new();
         while waiting.blocking_recv_many(&mut group, GROUP_WRITES_MAX) > 0 {
-            let Some(store) = self.store.upgrade() else {
-                return;
-            };
+            let Some(store) = self.store.upgrade() else { return };
             let stopped = store.stopped.borrow().clone();
             if let Some(why) = stopped {
-                let refuse = |(job, _): (Job, _)| job.refuse(StoreError::Stopped(why.clone()));
+                let refuse = |(job, _): Queued| job.refuse(StoreError::Stopped(why.clone()));
                 group.drain(..).for_each(refuse);
                 continue;
             }
-            let mut synced = Vec::with_capacity(group.len());
-            let outcome = self.commit(&store, &mut group, &mut synced);
-            let outcome = outcome.map_err(|error| store.stop(&error));
-            for caller in synced {
+            let mut batch = Batch::default();
+            let outcome = match catch_unwind(AssertUnwindSafe(|| {
+                self.commit(&store, &mut group, &mut batch)
+            })) {
+                Ok(outcome) => outcome,
+                Err(_) => Err(store.stop(&"the writer panicked")),
+            };
+            for caller in batch.synced {
                 let _ = caller.send(outcome.clone()); // the caller may have left
+            }
+            match outcome {
+                Ok(()) => self.freeze(&store, batch.checkpoints),
+                Err(error) => {
+                    answer_all(batch.checkpoints, &Err(error.clone()));
+                    group.drain(..).for_each(|(job, _)| job.refuse(error.clone()));
+                }
             }
         }
     }
 
-    /// Applies and commits a group. Who is to be told of the outcome is put in `synced`.
+    /// Applies a group and makes it durable. Whoever is to be told of it is in `batch`.
     fn commit(
         &mut self,
         store: &Inner,
         group: &mut Vec<Queued>,
-        synced: &mut Vec<Synced>,
-    ) -> Result<(), redb::Error> {
-        let transaction = store.database.begin_write()?;
-        {
-            let mut records = transaction.open_table(RECORDS)?;
-            let mut meta = transaction.open_table(META)?;
-            for (job, _room) in group.drain(..) {
-                match job {
-                    Job::Coordinate {
-                        key,
-                        intent,
-                        now_ms,
-                        fresh_actor,
-                        prepared,
-                        synced: caller,
-                    } => {
-                        let mint = (now_ms, fresh_actor);
-                        match self.coordinate(
-                            store,
-                            &mut records,
-                            &mut meta,
-                            &key,
-                            &intent,
-                            mint,
-                        )? {
-                            Ok(done) => {
-                                synced.push(caller);
-                                let _ = prepared.send(Ok(done)); // the caller may have left
-                            }
-                            Err(refused) => {
-                                let _ = prepared.send(Err(refused.clone()));
-                                let _ = caller.send(Err(refused));
-                            }
+        batch: &mut Batch,
+    ) -> Result<(), StoreError> {
+        group.reverse(); // taken from the end, so that what an error leaves can still be answered
+        while let Some((job, _room)) = group.pop() {
+            match job {
+                Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced } => {
+                    match self.coordinate(store, batch, &key, &intent, (now_ms, fresh_actor)) {
+                        Ok(done) => {
+                            batch.synced.push(synced);
+                            let _ = prepared.send(Ok(done)); // the caller may have left
+                        }
+                        Err(refused @ StoreError::Refused(_)) => {
+                            let _ = prepared.send(Err(refused.clone()));
+                            let _ = synced.send(Err(refused));
+                        }
+                        Err(stopped) => {
+                            batch.synced.push(synced);
+                            let _ = prepared.send(Err(stopped.clone()));
+                            return Err(stopped);
                         }
                     }
-                    Job::Merge { key, object, synced: caller } => {
-                        synced.push(caller);
-                        merge(store, &mut records, &key, &object)?;
-                    }
-                    Job::Meta { name, value, synced: caller } => {
-                        synced.push(caller);
-                        meta.insert(name, value.as_slice())?;
-                    }
                 }
+                Job::Merge { key, object, synced } => {
+                    batch.synced.push(synced);
+                    merge(store, batch, &key, &object)?;
+                }
+                Job::Fact { name, value, synced } => {
+                    batch.synced.push(synced);
+                    batch.fact(name, value.into());
+                }
+                Job::Checkpoint { done } => batch.checkpoints.push(done),
             }
         }
-        Ok(transaction.commit()?)
+        if batch.log.is_empty() {
+            return Ok(());
+        }
+        self.log.append(&mut batch.log).map_err(|error| store.stop(&error))?;
+        let mut recent = write(&store.recent);
+        let layer = std::mem::take(&mut batch.layer);
+        let records = layer.records.into_iter().map(|(key, value)| Entry::Record { key, value });
+        let facts = layer.facts.into_iter().map(|(name, value)| Entry::Fact { name, value });
+        records.chain(facts).for_each(|entry| recent.active.insert(entry));
+        store.keys.fetch_add(batch.new_keys, Ordering::Relaxed);
+        Ok(())
     }
 
     fn coordinate(
         &mut self,
         store: &Inner,
-        records: &mut Table<'_, &[u8], &[u8]>,
-        meta: &mut Table<'_, &str, &[u8]>,
+        batch: &mut Batch,
         key: &Key,
         intent: &Intent,
         (now_ms, fresh_actor): (u64, Actor),
-    ) -> Result<Result<Prepared, StoreError>, redb::Error> {
-        let stored_key = record::stored_key(key);
-        let local = current(store, records, &stored_key)?;
+    ) -> Result<Prepared, StoreError> {
+        let stored_key = Bytes::from(record::stored_key(key));
+        let (local, is_new) = batch.current(store, &stored_key)?;
         let incarnation = store.incarnation;
         let minter = Minter { incarnation, clock: &mut self.clock, now_ms, fresh_actor };
-        let done = match Object::coordinate(local, intent, minter) {
-            Ok(done) => done,
-            Err(refused) => return Ok(Err(refused.into())),
-        };
+        let done = Object::coordinate(local, intent, minter)?;
         let bytes = Bytes::from(record::encode(&stored_key, &done.object));
-        records.insert(stored_key.as_slice(), &bytes[..])?;
-        if let Some(ceiling) = done.ceiling {
-            meta.insert(META_CEILING, ceiling.0.to_be_bytes().as_slice())?;
-        }
         let object_at = bytes.len() - done.object.encoded_len();
-        let siblings = done.object.live().len() as u32;
-        Ok(Ok(Prepared { encoded: bytes.slice(object_at..), siblings, dot: done.dot }))
+        let encoded = bytes.slice(object_at..);
+        batch.record(stored_key, bytes, is_new);
+        if let Some(ceiling) = done.ceiling {
+            batch.fact(FACT_CEILING, Bytes::copy_from_slice(&ceiling.0.to_be_bytes()));
+        }
+        Ok(Prepared { encoded, siblings: done.object.live().len() as u32, dot: done.dot })
+    }
+
+    /// Freezes the recent layer if it is large, or if somebody asks for a checkpoint.
+    fn freeze(&mut self, store: &Inner, asked: Vec<Synced>) {
+        let bytes = read(&store.recent).active.bytes();
+        let limit = store.options.write_buffer_bytes;
+        if asked.is_empty() && bytes < limit {
+            return;
+        }
+        let mut checkpoint = lock(&store.checkpoint);
+        if asked.is_empty() && checkpoint.segments.is_some() && bytes < 2 * limit {
+            return; // the one before is under way, and there is still room
+        }
+        while checkpoint.segments.is_some() && store.stopped.borrow().is_none() {
+            let changed = store.checkpoint_changed.wait(checkpoint);
+            checkpoint = changed.unwrap_or_else(PoisonError::into_inner);
+        }
+        let stopped = store.stopped.borrow().clone();
+        if let Some(why) = stopped {
+            return answer_all(asked, &Err(StoreError::Stopped(why)));
+        }
+        if read(&store.recent).active.is_empty() {
+            return answer_all(asked, &Ok(()));
+        }
+        match self.log.rotate() {
+            Err(error) => answer_all(asked, &Err(store.stop(&error))),
+            Ok(segments) => {
+                let mut recent = write(&store.recent);
+                recent.frozen = Some(Arc::new(std::mem::take(&mut recent.active)));
+                drop(recent);
+                checkpoint.segments = Some(segments);
+                checkpoint.waiting.extend(asked);
+                drop(checkpoint);
+                store.checkpoint_changed.notify_all();
+            }
+        }
     }
 }
 
-fn merge(
-    store: &Inner,
-    records: &mut Table<'_, &[u8], &[u8]>,
-    key: &Key,
-    object: &Object,
-) -> Result<(), redb::Error> {
-    let stored_key = record::stored_key(key);
-    let mut copy = current(store, records, &stored_key)?.unwrap_or_default();
+fn answer_all(callers: Vec<Synced>, outcome: &Result<(), StoreError>) {
+    for caller in callers {
+        let _ = caller.send(outcome.clone()); // the caller may have left
+    }
+}
+
+impl Batch {
+    /// A key's newest copy, and whether the store has had none so far. A bad record is absent: its
+    /// actor is not used again.
+    fn current(&self, store: &Inner, key: &Bytes) -> Result<(Option<Object>, bool), StoreError> {
+        let found = match self.layer.records.get(key) {
+            Some(bytes) => Some(bytes.clone()),
+            None => store.record(key).map_err(|error| store.stop(&error))?,
+        };
+        let is_new = found.is_none();
+        Ok((found.and_then(|bytes| store.believe(key, bytes)), is_new))
+    }
+
+    fn record(&mut self, key: Bytes, value: Bytes, is_new: bool) {
+        self.log.record(&key, &value);
+        self.new_keys += u64::from(is_new);
+        self.layer.insert(Entry::Record { key, value });
+    }
+
+    fn fact(&mut self, name: &str, value: Bytes) {
+        self.log.fact(name, &value);
+        self.layer.insert(Entry::Fact { name: name.to_owned(), value });
+    }
+}
+
+fn merge(store: &Inner, batch: &mut Batch, key: &Key, object: &Object) -> Result<(), StoreError> {
+    let stored_key = Bytes::from(record::stored_key(key));
+    let (local, is_new) = batch.current(store, &stored_key)?;
+    let mut copy = local.unwrap_or_default();
     if copy.merge(object) {
-        let bytes = record::encode(&stored_key, &copy);
-        records.insert(stored_key.as_slice(), bytes.as_slice())?;
+        let bytes = record::encode(&stored_key, &copy).into();
+        batch.record(stored_key, bytes, is_new);
     } // else it is on disk already: a repair that raced another
     Ok(())
 }
 
-fn current(
+// === checkpoints ===
+
+/// The thread that brings frozen layers into the database.
+fn run_checkpoints(store: &Weak<Inner>, spares: &Spares) {
+    // On Linux this is of the calling thread alone: requests go before checkpoints. Where it is
+    // refused, checkpoints only take more of the machine.
+    let _ = rustix::process::setpriority_process(None, CHECKPOINT_NICENESS);
+    let mut last = clock::now();
+    loop {
+        let Some(store) = store.upgrade() else { return };
+        let outcome = match wait_for_layer(&store, &mut last) {
+            Wait::Layer(layer, segments) => {
+                let work = || bring_in(&store, spares, &layer, &segments);
+                last = clock::now();
+                match catch_unwind(AssertUnwindSafe(work)) {
+                    Ok(outcome) => outcome,
+                    Err(_) => Err(store.stop(&"a checkpoint panicked")),
+                }
+            }
+            Wait::Again => continue,
+            Wait::Over(why) => Err(StoreError::Stopped(why)),
+        };
+        let mut checkpoint = lock(&store.checkpoint);
+        checkpoint.segments = None;
+        answer_all(std::mem::take(&mut checkpoint.waiting), &outcome);
+        // Under the lock: nobody can begin to wait after this looks, unseen.
+        let over = outcome.is_err();
+        drop(checkpoint);
+        store.checkpoint_changed.notify_all();
+        if over {
+            return;
+        }
+    }
+}
+
+enum Wait {
+    Layer(Arc<Layer>, Vec<u64>),
+    Again,
+    /// The store closes or has stopped.
+    Over(String),
+}
+
+/// Waits for the next layer to bring in.
+fn wait_for_layer(store: &Arc<Inner>, last: &mut Instant) -> Wait {
+    let mut checkpoint = lock(&store.checkpoint);
+    let mut timed_out = false;
+    if checkpoint.segments.is_none() && !checkpoint.closing && store.stopped.borrow().is_none() {
+        // Short, so that a store nobody holds any more is noticed.
+        let waited = store.checkpoint_changed.wait_timeout(checkpoint, Duration::from_secs(1));
+        let waited = waited.unwrap_or_else(PoisonError::into_inner);
+        (checkpoint, timed_out) = (waited.0, waited.1.timed_out());
+    }
+    let stopped = store.stopped.borrow().clone();
+    if let Some(why) = stopped {
+        return Wait::Over(why);
+    }
+    if let Some(segments) = checkpoint.segments.clone()
+        && let Some(layer) = read(&store.recent).frozen.clone()
+    {
+        return Wait::Layer(layer, segments);
+    }
+    if checkpoint.closing {
+        return Wait::Over("the node is shutting down".into());
+    }
+    drop(checkpoint);
+    if timed_out && last.elapsed() > CHECKPOINT_EVERY {
+        *last = clock::now();
+        drop(Store { inner: Arc::clone(store) }.checkpoint()); // nobody waits for it
+    }
+    Wait::Again
+}
+
+/// Brings a layer into the database, then gives up its part of the log.
+fn bring_in(
     store: &Inner,
-    records: &Table<'_, &[u8], &[u8]>,
-    stored_key: &[u8],
-) -> Result<Option<Object>, redb::Error> {
-    let bytes = records.get(stored_key)?.map(|guard| Bytes::copy_from_slice(guard.value()));
-    Ok(bytes.and_then(|bytes| store.believe(stored_key, bytes)))
+    spares: &Spares,
+    layer: &Layer,
+    segments: &[u64],
+) -> Result<(), StoreError> {
+    let through = segments.iter().copied().max().unwrap_or(0);
+    store.shards.checkpoint(layer, through).map_err(|error| store.stop(&error))?;
+    write(&store.recent).frozen = None;
+    let give_up = || -> io::Result<()> {
+        segments.iter().try_for_each(|segment| spares.recycle(*segment))?;
+        spares.prepare()
+    };
+    give_up().map_err(|error| store.stop(&error))
 }
 
 // === opening ===
@@ -568,86 +850,95 @@ pub enum OpenError {
     /// The directory is not one it can use.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// redb cannot use the file.
+    /// Its files cannot be used.
     #[error(
-        "database {0} cannot be opened: {1}; restore it from a backup, or remove the data directory and let this node join as a new one"
+        "the files in {0} cannot be opened: {1}; restore them from a backup, or remove the data directory and let this node join as a new one"
     )]
-    Database(PathBuf, String),
+    Files(String, String),
 }
 
-enum SettleError {
-    Directory(DirectoryError),
-    Database(redb::Error),
-}
-
-impl SettleError {
-    fn unwrap_or_database(self, path: &Path) -> OpenError {
-        match self {
-            Self::Directory(error) => OpenError::Directory(error),
-            Self::Database(error) => OpenError::Database(path.to_owned(), error.to_string()),
+impl OpenError {
+    fn of_shard(directory: &Directory, error: ShardError) -> Self {
+        let path = directory.path().to_owned();
+        match error {
+            ShardError::Missing(name) => DirectoryError::DatabaseMissing(path, name).into(),
+            ShardError::Unusable(name, why) => {
+                Self::Files(format!("{}/{name}", path.display()), why)
+            }
+            ShardError::Misplaced(name) => {
+                let why = format!("{name} is the file of another part of the ring");
+                Self::Files(path.display().to_string(), why)
+            }
         }
+    }
+
+    fn mixed(directory: &Directory, inside: [u8; 16]) -> Self {
+        let (path, outside) = (directory.path().to_owned(), directory.uid());
+        let inside = crate::dynamo::node::Uid::from_bytes(inside);
+        DirectoryError::Mixed { path, outside, inside }.into()
     }
 }
 
-impl<E: Into<redb::Error>> From<E> for SettleError {
-    fn from(error: E) -> Self {
-        Self::Database(error.into())
-    }
+/// Writes what was read back from the log into it again, as one group. What a kill or a failed
+/// sync left may be in the page cache alone; once it has been served it must not go.
+fn make_durable(log: &mut Log, layer: &Layer) -> io::Result<()> {
+    let mut group = Group::default();
+    layer.records.iter().for_each(|(key, value)| group.record(key, value));
+    layer.facts.iter().for_each(|(name, value)| group.fact(name, value));
+    if group.is_empty() { Ok(()) } else { log.append(&mut group) }
 }
 
-/// Checks that the database is of the directory's node, begins a life of it, and returns the
-/// clock's ceiling.
-fn settle_identity(directory: &mut Directory, database: &Database) -> Result<Counter, SettleError> {
-    let transaction = database.begin_write()?;
-    let ceiling = {
-        transaction.open_table(RECORDS)?;
-        let mut meta = transaction.open_table(META)?;
-        let inside = get_array::<16>(&meta, META_UID)?.map(Uid::from_bytes);
-        if let Some(inside) = inside.filter(|inside| *inside != directory.uid()) {
-            let (path, outside) = (directory.path().to_owned(), directory.uid());
-            return Err(SettleError::Directory(DirectoryError::Mixed { path, outside, inside }));
-        }
-        let mark = get_array::<16>(&meta, META_STOP_MARK)?.map(u128::from_be_bytes);
-        directory.begin_life(mark).map_err(SettleError::Directory)?;
-        meta.remove(META_STOP_MARK)?;
-        meta.insert(META_UID, directory.uid().to_bytes().as_slice())?;
-        meta.insert(META_STARTS, directory.starts().to_be_bytes().as_slice())?;
-        get_array::<8>(&meta, META_CEILING)?
-            .map_or(Counter::default(), |c| Counter(u64::from_be_bytes(c)))
-    };
-    transaction.commit()?;
-    Ok(ceiling)
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let named = std::thread::Builder::new().name(name.into());
+    named.spawn(work).expect("a thread can be started")
 }
 
-fn get_array<const N: usize>(
-    meta: &impl ReadableTable<&'static str, &'static [u8]>,
-    name: &str,
-) -> Result<Option<[u8; N]>, redb::StorageError> {
-    Ok(meta.get(name)?.and_then(|guard| guard.value().try_into().ok()))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read_meta(database: &Database, name: &str) -> Result<Option<Vec<u8>>, redb::Error> {
-    let meta = database.begin_read()?.open_table(META)?;
-    Ok(meta.get(name)?.map(|guard| guard.value().to_vec()))
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::disk::RealDisk;
+    use super::super::identity::STORE_DIR;
     use super::*;
     use crate::dynamo::node::RequestId;
     use crate::dynamo::object::Record;
     use crate::dynamo::version::Clock;
+    use std::path::Path;
 
-    const OPTIONS: StoreOptions = StoreOptions { cache_bytes: 8 << 20 };
+    const OPTIONS: StoreOptions =
+        StoreOptions { cache_bytes: 8 << 20, write_buffer_bytes: 1 << 20 };
+    const SHARD: &str = "store/shard-0.redb";
+
+    fn try_open(path: &Path) -> (Directory, Result<Store, OpenError>) {
+        let mut directory = Directory::open(path).unwrap();
+        let disk = Arc::new(RealDisk::new(&path.join(STORE_DIR)).unwrap());
+        let store = Store::open(&mut directory, disk, &OPTIONS);
+        (directory, store)
+    }
 
     fn open(path: &Path) -> (Directory, Store) {
-        let mut directory = Directory::open(path).unwrap();
-        let store = Store::open(&mut directory, &OPTIONS).unwrap();
-        (directory, store)
+        let (directory, store) = try_open(path);
+        (directory, store.unwrap())
+    }
+
+    /// Every file of the store in `from`, put in place of those in `to`.
+    fn copy_store(from: &Path, to: &Path) {
+        std::fs::remove_dir_all(to).ok();
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
     }
 
     fn key(name: &str) -> Key {
@@ -701,7 +992,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut directory, store) = open(dir.path());
         let first = put(&store, "k", "v", 1).actor;
-        directory.stopped_cleanly(store.close().unwrap()).unwrap();
+        let mark = store.close().unwrap();
+        directory.stopped_cleanly(mark).unwrap();
         drop((store, directory));
         let (directory, store) = open(dir.path());
         assert_eq!(put(&store, "k", "v", 2).actor, first, "a clean stop voids nothing");
@@ -717,15 +1009,11 @@ mod tests {
         let (_directory, store) = open(dir.path());
         let first = put(&store, "k", "precious", 1);
         let healthy = store.read(&key("k")).unwrap().unwrap();
-        let stored_key = record::stored_key(&key("k"));
-        let transaction = store.inner.database.begin_write().unwrap();
-        {
-            let mut records = transaction.open_table(RECORDS).unwrap();
-            let mut bytes = records.get(stored_key.as_slice()).unwrap().unwrap().value().to_vec();
-            *bytes.last_mut().unwrap() ^= 1;
-            records.insert(stored_key.as_slice(), bytes.as_slice()).unwrap();
-        }
-        transaction.commit().unwrap();
+        let stored_key = Bytes::from(record::stored_key(&key("k")));
+        let mut bytes = store.inner.record(&stored_key).unwrap().unwrap().to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        let damaged = Entry::Record { key: stored_key, value: bytes.into() };
+        write(&store.inner.recent).active.insert(damaged);
 
         assert_eq!(store.read(&key("k")), Err(StoreError::BadRecord));
         assert_eq!(store.facts().bad_records, 1);
@@ -778,10 +1066,32 @@ mod tests {
             let (_directory, store) = open(dir.path());
             store.close();
         }
-        std::fs::copy(two.path().join(DATABASE_FILE), one.path().join(DATABASE_FILE)).unwrap();
-        let mut directory = Directory::open(one.path()).unwrap();
-        let error = Store::open(&mut directory, &OPTIONS).err().unwrap();
+        std::fs::copy(two.path().join(SHARD), one.path().join(SHARD)).unwrap();
+        let error = try_open(one.path()).1.err().unwrap();
         assert!(matches!(error, OpenError::Directory(DirectoryError::Mixed { .. })), "{error}");
+    }
+
+    #[test]
+    fn files_of_two_parts_of_the_ring_are_not_swapped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        store.close();
+        drop((directory, store));
+        std::fs::copy(dir.path().join("store/shard-1.redb"), dir.path().join(SHARD)).unwrap();
+        let error = try_open(dir.path()).1.err().unwrap();
+        assert!(error.to_string().contains("another part of the ring"), "{error}");
+    }
+
+    #[test]
+    fn a_lost_database_is_not_taken_for_an_empty_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        store.close();
+        drop((directory, store));
+        std::fs::write(dir.path().join(SHARD), "").unwrap();
+        let error = try_open(dir.path()).1.err().unwrap();
+        let missing = DirectoryError::DatabaseMissing(dir.path().into(), "shard-0.redb".into());
+        assert_eq!(error.to_string(), missing.to_string());
     }
 
     #[test]
@@ -791,13 +1101,14 @@ mod tests {
             let (mut directory, store) = open(dir.path());
             let request = 7 + u128::from(directory.starts());
             let actor = put(&store, "k", "v", request).actor;
-            directory.stopped_cleanly(store.close().unwrap()).unwrap();
+            let mark = store.close().unwrap();
+            directory.stopped_cleanly(mark).unwrap();
             actor
         };
         let first = clean_start();
-        std::fs::copy(dir.path().join(DATABASE_FILE), backup.path().join("old")).unwrap();
+        copy_store(&dir.path().join(STORE_DIR), &backup.path().join("old"));
         assert_eq!(clean_start(), first);
-        std::fs::copy(backup.path().join("old"), dir.path().join(DATABASE_FILE)).unwrap();
+        copy_store(&backup.path().join("old"), &dir.path().join(STORE_DIR));
         assert_ne!(clean_start(), first, "the copy lacks what the last run wrote under it");
     }
 
@@ -831,11 +1142,34 @@ mod tests {
     #[test]
     fn a_file_that_is_no_database_is_an_error_in_words() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, store) = open(dir.path());
+        let (directory, store) = open(dir.path());
         store.close();
-        drop(store);
-        std::fs::write(dir.path().join(DATABASE_FILE), vec![7; 4096]).unwrap();
-        let mut directory = Directory::open(dir.path()).unwrap();
-        assert!(matches!(Store::open(&mut directory, &OPTIONS), Err(OpenError::Database(..))));
+        drop((directory, store));
+        std::fs::write(dir.path().join(SHARD), vec![7; 4096]).unwrap();
+        let error = try_open(dir.path()).1.err().unwrap();
+        assert!(matches!(error, OpenError::Files(..)), "{error}");
+    }
+
+    #[test]
+    fn writes_survive_checkpoints_and_the_log_is_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        let value = "x".repeat(50_000);
+        for i in 0..100 {
+            put(&store, &format!("k{}", i % 60), &value, i + 1);
+        }
+        store.checkpoint().blocking_recv().unwrap().unwrap();
+        put(&store, "last", "in the log alone", 1000);
+        let names = std::fs::read_dir(dir.path().join(STORE_DIR)).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let logs = names.filter(|name| name.starts_with("log-")).count();
+        assert_eq!(logs, 1, "all but the segment in use were given up");
+        assert_eq!(store.facts().keys, 61);
+        drop((directory, store)); // as after a kill -9
+        let (_directory, store) = open(dir.path());
+        assert_eq!(store.facts().keys, 61);
+        for name in (0..60).map(|i| format!("k{i}")).chain(["last".into()]) {
+            assert!(store.read(&key(&name)).unwrap().is_some(), "{name}");
+        }
     }
 }

@@ -20,8 +20,8 @@ pub const FORMAT: u32 = 1;
 
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "identity.toml";
-/// The database, within the directory.
-pub const DATABASE_FILE: &str = "kvd.redb";
+/// Log and database, within the directory.
+pub const STORE_DIR: &str = "store";
 
 /// Why a data directory cannot be used. Each text ends in what to try.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +48,11 @@ pub enum DirectoryError {
         /// Node in the database.
         inside: Uid,
     },
-    /// The database is gone, or is an empty file.
+    /// A file of the database is gone, or is empty.
     #[error(
-        "data directory {0} has lost its database: {IDENTITY_FILE} is there, {DATABASE_FILE} is missing or empty; restore it, or remove the directory and let this node join as a new one"
+        "data directory {0} has lost {STORE_DIR}/{1}: {IDENTITY_FILE} is there, that file is missing or empty; restore it, or remove the directory and let this node join as a new one"
     )]
-    DatabaseMissing(PathBuf),
+    DatabaseMissing(PathBuf, String),
     /// Made by a newer kvd.
     #[error(
         "data directory {path} has format {found}, this kvd reads format {FORMAT}; use the kvd that wrote it"
@@ -115,10 +115,6 @@ impl Directory {
         };
         let uid = parse_hex(path, &facts.uid).map(Uid)?;
         let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
-        let database = fs::metadata(path.join(DATABASE_FILE)).map(|meta| meta.len()).unwrap_or(0);
-        if facts.born && database == 0 {
-            return Err(DirectoryError::DatabaseMissing(path.to_owned()));
-        }
         let directory = Self { path: path.to_owned(), facts, uid, incarnation, _lock: lock };
         if directory.is_new() {
             directory.write_facts()?; // before there is a database that names this node
@@ -256,7 +252,6 @@ mod tests {
     /// Starts on a database that says it was left with `mark`.
     fn start(path: &Path, mark: Option<u128>) -> Directory {
         let mut directory = Directory::open(path).unwrap();
-        fs::write(path.join(DATABASE_FILE), "stands for a database").unwrap();
         directory.begin_life(mark).unwrap();
         directory
     }
@@ -305,14 +300,6 @@ mod tests {
         fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
         assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Foreign(..))));
         assert_eq!(fs::read_to_string(dir.path().join("thesis.tex")).unwrap(), "years of work");
-    }
-
-    #[test]
-    fn a_lost_database_is_not_taken_for_an_empty_one() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(start(dir.path(), None));
-        fs::write(dir.path().join(DATABASE_FILE), "").unwrap();
-        assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::DatabaseMissing(_))));
     }
 
     #[test]

@@ -4,18 +4,26 @@
 //! |---|---|
 //! | `identity` | the data directory: lock, who lives in it, which life this is |
 //! | `record` | the bytes of one record (pure) |
-//! | `engine` | redb, and the one writer that commits groups of writes |
+//! | `engine` | the store: reads, and the one writer that makes groups of writes durable |
+//! | `wal` | the write-ahead log: one write and one sync for a group |
+//! | `recent` | what is in the log and not yet in the database |
+//! | `shards` | the database: one redb file for each range of tokens |
+//! | `disk` | the files, as the log and the database see them |
 //!
 //! **Invariant: a write is answered only when it is fsynced.** **Invariant: any error of the disk
 //! stops the store for good**: the write in hand may or may not be on disk, and a database handle
 //! that has failed once proves nothing any more. The process says why and exits; the next start
 //! is another incarnation.
 
+pub mod disk;
 mod engine;
 pub mod identity;
+pub mod recent;
 pub mod record;
+pub mod shards;
+pub mod wal;
 
-pub use engine::{Answer, Disk, Facts, OpenError, Prepared, Store, StoreOptions};
+pub use engine::{Answer, Facts, OpenError, Prepared, Proven, Store, StoreOptions};
 
 use crate::dynamo::object::WriteRefused;
 

@@ -1,0 +1,256 @@
+//! The database: one redb file for each range of tokens. Nothing outside this file and `disk`
+//! knows redb.
+//!
+//! It is written only by checkpoints, whole layers at a time and in key order, with redb's own
+//! durable commit and quick repair: a database that was killed opens at once. Several files, since
+//! redb has one writer a file and compacts a file only while it is closed.
+
+use super::disk::{Backend, Disk};
+use super::recent::Layer;
+use bytes::Bytes;
+use redb::{
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
+};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+/// Files. A power of two: a key's top bits choose its file.
+pub const SHARDS: usize = 4;
+
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+
+const META_UID: &str = "uid";
+const META_SHARD: &str = "shard";
+const META_STOP_MARK: &str = "stop_mark";
+const META_APPLIED: &str = "log_applied";
+
+/// An error of the database, in words.
+pub type DatabaseError = redb::Error;
+
+/// All files, open.
+pub struct Shards {
+    databases: Vec<Database>,
+    first_error: Arc<OnceLock<String>>,
+}
+
+/// What the files say of themselves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Signs {
+    /// The node each names; `None` for one that is new.
+    pub uids: Vec<Option<[u8; 16]>>,
+    /// What the last clean stop left, if all files hold the same.
+    pub stop_mark: Option<u128>,
+    /// Up to which segment of the log each has everything.
+    pub applied: Vec<u64>,
+}
+
+/// Why a file cannot be opened.
+#[derive(Debug)]
+pub enum ShardError {
+    /// It is gone, or empty, though the node is not new.
+    Missing(String),
+    /// redb cannot use it.
+    Unusable(String, String),
+    /// It is another range's file.
+    Misplaced(String),
+}
+
+impl Shards {
+    /// Opens every file; makes them if the node `is_new`.
+    pub fn open(disk: &dyn Disk, is_new: bool, cache_bytes: usize) -> Result<Self, ShardError> {
+        let first_error = Arc::new(OnceLock::new());
+        let open = |index| open_shard(disk, index, is_new, cache_bytes / SHARDS, &first_error);
+        let databases = (0..SHARDS).map(open).collect::<Result<_, _>>()?;
+        if is_new {
+            let unusable = |error: io::Error| ShardError::Unusable(disk.place(), error.to_string());
+            disk.sync_names().map_err(unusable)?;
+        }
+        Ok(Self { databases, first_error })
+    }
+
+    /// The first error of a disk, in its own words.
+    pub fn first_error(&self) -> Option<&str> {
+        self.first_error.get().map(String::as_str)
+    }
+
+    /// What the files say of themselves.
+    pub fn signs(&self) -> Result<Signs, DatabaseError> {
+        let (mut uids, mut marks, mut applied) = (Vec::new(), Vec::new(), Vec::new());
+        for database in &self.databases {
+            let meta = database.begin_read()?.open_table(META)?;
+            uids.push(array(&meta, META_UID)?);
+            marks.push(array(&meta, META_STOP_MARK)?.map(u128::from_be_bytes));
+            applied.push(array(&meta, META_APPLIED)?.map_or(0, u64::from_be_bytes));
+        }
+        let stop_mark = marks[0].filter(|mark| marks.iter().all(|other| *other == Some(*mark)));
+        Ok(Signs { uids, stop_mark, applied })
+    }
+
+    /// Writes the node's uid into every file, and takes away the last stop's mark or leaves a new
+    /// one.
+    pub fn sign(&self, uid: [u8; 16], stop_mark: Option<u128>) -> Result<(), DatabaseError> {
+        for database in &self.databases {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            {
+                let mut meta = transaction.open_table(META)?;
+                meta.insert(META_UID, &uid[..])?;
+                match stop_mark {
+                    Some(mark) => meta.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?,
+                    None => meta.remove(META_STOP_MARK)?,
+                };
+            }
+            transaction.commit()?;
+        }
+        Ok(())
+    }
+
+    /// The record under a stored key.
+    pub fn record(&self, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
+        let table = self.databases[shard_of(key)].begin_read()?.open_table(RECORDS)?;
+        Ok(table.get(key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
+    }
+
+    /// A fact of the node.
+    pub fn fact(&self, name: &str) -> Result<Option<Bytes>, DatabaseError> {
+        let meta = self.databases[0].begin_read()?.open_table(META)?;
+        Ok(meta.get(fact_key(name).as_str())?.map(|guard| Bytes::copy_from_slice(guard.value())))
+    }
+
+    /// Records from `start` on, ascending, up to `limit` of them or about `bytes_max`, and whether
+    /// there are more.
+    pub fn page(
+        &self,
+        start: &[u8],
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, bool), DatabaseError> {
+        let (mut page, mut bytes) = (Vec::new(), 0);
+        for database in &self.databases[shard_of(start)..] {
+            let table = database.begin_read()?.open_table(RECORDS)?;
+            for entry in table.range(start..)? {
+                if page.len() >= limit || bytes >= bytes_max {
+                    return Ok((page, true));
+                }
+                let (key, value) = entry?;
+                let value = Bytes::copy_from_slice(value.value());
+                bytes += value.len();
+                page.push((Bytes::copy_from_slice(key.value()), value));
+            }
+        }
+        Ok((page, false))
+    }
+
+    /// Records stored.
+    pub fn records(&self) -> Result<u64, DatabaseError> {
+        let mut sum = 0;
+        for database in &self.databases {
+            sum += database.begin_read()?.open_table(RECORDS)?.len()?;
+        }
+        Ok(sum)
+    }
+
+    /// Brings a layer, which holds everything of the log through segment `through`, to disk.
+    ///
+    /// A crash in between leaves some files ahead of others. That is well: the log is given up only
+    /// when all are done, and replaying it writes the same states again.
+    pub fn checkpoint(&self, layer: &Layer, through: u64) -> Result<(), DatabaseError> {
+        let mut records = layer.records.iter().peekable();
+        for (index, database) in self.databases.iter().enumerate() {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            {
+                let mut table = transaction.open_table(RECORDS)?;
+                while let Some((key, value)) = records.next_if(|(key, _)| shard_of(key) == index) {
+                    table.insert(&key[..], &value[..])?;
+                }
+                let mut meta = transaction.open_table(META)?;
+                if index == 0 {
+                    put_facts(&mut meta, layer)?;
+                }
+                meta.insert(META_APPLIED, &through.to_be_bytes()[..])?;
+            }
+            transaction.commit()?;
+        }
+        Ok(())
+    }
+}
+
+fn put_facts(meta: &mut Table<'_, &str, &[u8]>, layer: &Layer) -> Result<(), redb::StorageError> {
+    for (name, value) in &layer.facts {
+        match value.is_empty() {
+            true => meta.remove(fact_key(name).as_str())?,
+            false => meta.insert(fact_key(name).as_str(), &value[..])?,
+        };
+    }
+    Ok(())
+}
+
+/// Facts are kept apart from what the files say of themselves.
+fn fact_key(name: &str) -> String {
+    format!("fact:{name}")
+}
+
+fn shard_of(key: &[u8]) -> usize {
+    const SHIFT: u32 = 8 - SHARDS.ilog2();
+    key.first().map_or(0, |first| usize::from(first >> SHIFT))
+}
+
+fn shard_name(index: usize) -> String {
+    format!("shard-{index}.redb")
+}
+
+fn open_shard(
+    disk: &dyn Disk,
+    index: usize,
+    is_new: bool,
+    cache_bytes: usize,
+    first_error: &Arc<OnceLock<String>>,
+) -> Result<Database, ShardError> {
+    let name = shard_name(index);
+    let unusable =
+        |error: &dyn std::fmt::Display| ShardError::Unusable(name.clone(), error.to_string());
+    let file = disk.open(&name).map_err(|error| unusable(&error))?;
+    if is_new {
+        // A first start that was cut short may have left half a file.
+        file.set_len(0).map_err(|error| unusable(&error))?;
+    } else if file.len().map_err(|error| unusable(&error))? == 0 {
+        return Err(ShardError::Missing(name));
+    }
+    let open = || -> Result<Database, DatabaseError> {
+        let mut builder = redb::Builder::new();
+        builder.set_cache_size(cache_bytes);
+        let database =
+            builder.create_with_backend(Backend { file, first_error: Arc::clone(first_error) })?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(RECORDS)?;
+        let mut meta = transaction.open_table(META)?;
+        if is_new {
+            meta.insert(META_SHARD, &[index as u8][..])?;
+        }
+        drop(meta);
+        transaction.commit()?;
+        Ok(database)
+    };
+    // redb can panic on a file that a lying disk left half written.
+    let database = match catch_unwind(AssertUnwindSafe(open)) {
+        Ok(opened) => opened.map_err(|error| unusable(&error))?,
+        Err(_) => return Err(unusable(&"it is damaged in a way that redb does not survive")),
+    };
+    let of = || -> Result<Option<[u8; 1]>, DatabaseError> {
+        Ok(array(&database.begin_read()?.open_table(META)?, META_SHARD)?)
+    };
+    match of().map_err(|error| unusable(&error))? {
+        Some([of]) if usize::from(of) == index => Ok(database),
+        _ => Err(ShardError::Misplaced(name)),
+    }
+}
+
+fn array<const N: usize>(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+    name: &str,
+) -> Result<Option<[u8; N]>, redb::StorageError> {
+    Ok(meta.get(name)?.and_then(|guard| guard.value().try_into().ok()))
+}

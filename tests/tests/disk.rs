@@ -1,0 +1,178 @@
+//! What a node does when its disk is not what it was: real files of real processes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use tests::eventually;
+use tests::process::{Cluster, ok, run, text};
+
+/// A value that can be found again among a file's bytes.
+fn value(i: usize) -> String {
+    format!("needle-{i:04}-{}", "hay".repeat(50))
+}
+
+/// Flips one bit inside value `i`, in every file below `dir` that holds it; returns in how many.
+fn damage(dir: &Path, i: usize) -> usize {
+    let needle = value(i).into_bytes();
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let damage_in = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap();
+        let at = bytes.windows(needle.len()).position(|window| window == needle);
+        let Some(at) = at else { return false };
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(&[bytes[at + 20] ^ 4], at as u64 + 20).unwrap();
+        true
+    };
+    files.filter(|path| damage_in(path)).count()
+}
+
+#[test]
+fn a_flipped_bit_is_never_served_and_a_scrub_heals_it_from_a_replica() {
+    let mut cluster = Cluster::start(3);
+    for i in 0..40 {
+        ok(cluster.kvctl_via(i % 3, &["put", &format!("k{i}"), &value(i)]));
+    }
+    for i in 0..40 {
+        eventually("every copy on every node", || {
+            cluster.copy(1, "n2", format!("k{i}").as_bytes()).present.then_some(())
+        });
+    }
+    // A clean stop leaves everything in the shards.
+    assert!(cluster.nodes[1].stop().success());
+    let store = cluster.nodes[1].data_dir.join("store");
+    for i in 0..10 {
+        assert!(damage(&store, i) >= 1, "value {i} is not on n2's disk");
+    }
+    cluster.nodes[1].start();
+    cluster.wait_until_up(1, &["n1", "n2", "n3"]);
+
+    // Read through the damaged node, which is asked first: another replica's copy is served, and
+    // what was read is healed by that alone.
+    for i in 0..5 {
+        assert_eq!(ok(cluster.kvctl_via(1, &["get", &format!("k{i}")])), value(i).as_bytes());
+    }
+    let started = ok(cluster.kvctl_via(0, &["scrub", "start"]));
+    assert_eq!(text(&started).matches("running").count(), 3, "{}", text(&started));
+    let found = eventually("the scrub of n2 to end", || {
+        let status = ok(cluster.kvctl_via(0, &["scrub", "status", "-o", "json"]));
+        let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+        let nodes = status["data"].as_array().unwrap().clone();
+        let done = nodes.iter().all(|node| node["state"] == "done");
+        done.then(|| nodes.into_iter().find(|node| node["node"] == "n2").unwrap())
+    });
+    assert_eq!(found["records"], "40", "{found}");
+    assert_eq!(found["bad"], found["healed"], "{found}");
+    assert!(["5", "6", "7", "8", "9", "10"].contains(&found["bad"].as_str().unwrap()), "{found}");
+    for i in 0..40 {
+        let key = format!("k{i}");
+        eventually("n2's copy to be as n1's", || {
+            let [one, two] = ["n1", "n2"].map(|on| cluster.copy(0, on, key.as_bytes()));
+            (two.present && one.digest == two.digest).then_some(())
+        });
+    }
+    let shown = text(&ok(cluster.kvctl(&["nodes", "show", "n2"])));
+    assert!(shown.contains("bad records"), "{shown}");
+}
+
+#[test]
+fn damage_under_a_running_node_is_never_served() {
+    let cluster = Cluster::start(3);
+    for i in 0..10 {
+        ok(cluster.kvctl_via(0, &["put", &format!("k{i}"), &value(i), "--w", "3"]));
+    }
+    // In the log of a running node: what it serves comes from memory, and it goes on.
+    let store = cluster.nodes[2].data_dir.join("store");
+    for i in 0..10 {
+        assert!(damage(&store, i) >= 1);
+        assert_eq!(ok(cluster.kvctl_via(2, &["get", &format!("k{i}")])), value(i).as_bytes());
+    }
+}
+
+#[test]
+fn a_log_damaged_while_the_node_was_dead_is_reported_and_its_keys_come_back() {
+    let mut cluster = Cluster::start(3);
+    for i in 0..10 {
+        ok(cluster.kvctl_via(0, &["put", &format!("k{i}"), &value(i), "--w", "3"]));
+    }
+    cluster.nodes[2].kill();
+    let store = cluster.nodes[2].data_dir.join("store");
+    assert!(damage(&store, 3) >= 1);
+    cluster.nodes[2].start();
+    eventually("n3 to report the damage", || {
+        cluster.nodes[2].log().contains("the log is damaged").then_some(())
+    });
+    cluster.wait_until_up(2, &["n1", "n2", "n3"]);
+    for i in 0..10 {
+        let key = format!("k{i}");
+        assert_eq!(ok(cluster.kvctl_via(2, &["get", &key])), value(i).as_bytes());
+        eventually("n3's copy to be as n1's", || {
+            let [one, three] = ["n1", "n3"].map(|on| cluster.copy(0, on, key.as_bytes()));
+            (three.present && one.digest == three.digest).then_some(())
+        });
+    }
+}
+
+#[test]
+fn an_emptied_or_swapped_database_file_is_refused_and_the_others_serve() {
+    let mut cluster = Cluster::start(3);
+    ok(cluster.kvctl(&["put", "k", "v"]));
+    assert!(cluster.nodes[1].stop().success());
+    let store = cluster.nodes[1].data_dir.join("store");
+    let shard = store.join("shard-1.redb");
+    let healthy = std::fs::read(&shard).unwrap();
+    let other = std::fs::read(cluster.nodes[0].data_dir.join("store/shard-1.redb")).unwrap();
+    for (content, why) in [(Vec::new(), "has lost store/shard-1.redb"), (other, "mixes two nodes")]
+    {
+        std::fs::write(&shard, content).unwrap();
+        let kvd = std::process::Command::new(tests::process::binary("kvd"))
+            .args(["--listen", &cluster.nodes[1].address, "--data-dir"])
+            .arg(&cluster.nodes[1].data_dir)
+            .output()
+            .unwrap();
+        let error = text(&kvd.stderr);
+        assert_eq!(kvd.status.code(), Some(1), "{error}");
+        assert!(error.contains(why), "{error}");
+        assert_eq!(run(cluster.kvctl_via(0, &["get", "k"])).stdout, b"v");
+    }
+    std::fs::write(&shard, healthy).unwrap();
+    cluster.nodes[1].start();
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+}
+
+#[test]
+fn a_full_disk_refuses_puts_and_everything_else_goes_on() {
+    let mut cluster = Cluster::start(3);
+    ok(cluster.kvctl(&["put", "before", "v"]));
+    ok(cluster.kvctl(&["put", "doomed", "v", "--w", "3"]));
+    // Any disk is more than 1 % full.
+    cluster.nodes[1].stop();
+    cluster.nodes[1].disk_full_percent = 1;
+    cluster.nodes[1].start();
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    eventually("n2 to refuse puts", || {
+        let put = run(cluster.kvctl_via(1, &["put", "k", "v", "--blind"]));
+        let refused = text(&put.stderr).contains("DISK_FULL");
+        assert!(!refused || put.status.code() == Some(5), "{}", text(&put.stderr));
+        refused.then_some(())
+    });
+    assert_eq!(ok(cluster.kvctl_via(1, &["get", "before"])), b"v");
+    ok(cluster.kvctl_via(1, &["delete", "doomed"]));
+    assert_eq!(run(cluster.kvctl_via(0, &["get", "doomed"])).status.code(), Some(3));
+
+    // The others do not send it puts, and count it as one that cannot take them.
+    eventually("n1 to know", || {
+        let all = run(cluster.kvctl_via(0, &["put", "all", "v", "--blind", "--w", "3"]));
+        text(&all.stderr).contains("its disk is full").then_some(())
+    });
+    ok(cluster.kvctl_via(0, &["put", "two", "v"]));
+    assert!(!cluster.copy(0, "n2", b"two").present);
+
+    cluster.nodes[1].stop();
+    cluster.nodes[1].disk_full_percent = 101;
+    cluster.nodes[1].start();
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    eventually("n2 to take puts again", || {
+        run(cluster.kvctl_via(0, &["put", "all", "v", "--w", "3"])).status.success().then_some(())
+    });
+}
