@@ -1,7 +1,8 @@
 //! The store beside redb as its own log and fjall: `cargo bench -p kvd --bench storage`.
 //!
-//! Durable groups of random 1 KiB puts over a set larger than the caches, then point reads. The
-//! machine is shared: compare the columns of one run, not runs.
+//! Durable groups of random 1 KiB puts over a set larger than the caches, then point reads. Every
+//! engine does what a replica must: read the key's object, merge, write. The machine is shared:
+//! compare the columns of one run, not runs.
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 use bytes::Bytes;
@@ -12,8 +13,8 @@ use kvd::dynamo::object::{Object, Record};
 use kvd::dynamo::version::{Actor, Clock, Dot};
 use kvd::storage::disk::RealDisk;
 use kvd::storage::identity::Directory;
-use kvd::storage::{Store, StoreOptions};
-use redb::{ReadableDatabase, TableDefinition};
+use kvd::storage::{Store, StoreOptions, record};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +52,17 @@ fn object(version: u64) -> Object {
     let record =
         Record { value: Some(value.into()), request: RequestId(version.into()), checksum: 0 };
     Object::from_parts(clock, [(dot, record)])
+}
+
+fn stored_key(i: u64) -> Vec<u8> {
+    record::stored_key(&key(i))
+}
+
+/// The old record, its checksum proven, with the new object merged in; as a record.
+fn merged(old: Option<Bytes>, new: &Object) -> Vec<u8> {
+    let mut object = old.map_or_else(Object::default, |bytes| record::decode(&[], bytes).unwrap());
+    object.merge(new);
+    record::encode(&[], &object)
 }
 
 struct Ours {
@@ -101,12 +113,16 @@ impl Redb {
 
 impl Engine for Redb {
     fn put(&mut self, keys: &[u64], version: u64) {
-        let bytes = object(version).encode();
+        let new = object(version);
         let transaction = self.0.begin_write().unwrap();
         {
             let mut table = transaction.open_table(TABLE).unwrap();
             for i in keys {
-                table.insert(&kvd::storage::record::stored_key(&key(*i))[..], &bytes[..]).unwrap();
+                let stored = stored_key(*i);
+                let old = table.get(&stored[..]).unwrap();
+                let old = old.map(|bytes| Bytes::copy_from_slice(bytes.value()));
+                let merged = merged(old, &new);
+                table.insert(&stored[..], &merged[..]).unwrap();
             }
         }
         transaction.commit().unwrap();
@@ -114,9 +130,10 @@ impl Engine for Redb {
 
     fn get(&self, i: u64) -> bool {
         let table = self.0.begin_read().unwrap().open_table(TABLE).unwrap();
-        let stored = kvd::storage::record::stored_key(&key(i));
+        let stored = stored_key(i);
         let found = table.get(&stored[..]).unwrap();
-        found.is_some_and(|bytes| Object::decode(Bytes::copy_from_slice(bytes.value())).is_ok())
+        found
+            .is_some_and(|bytes| record::decode(&[], Bytes::copy_from_slice(bytes.value())).is_ok())
     }
 }
 
@@ -138,17 +155,20 @@ impl Fjall {
 
 impl Engine for Fjall {
     fn put(&mut self, keys: &[u64], version: u64) {
-        let bytes = object(version).encode();
+        let new = object(version);
         let mut batch = self.database.batch().durability(Some(fjall::PersistMode::SyncData));
         for i in keys {
-            batch.insert(&self.keyspace, kvd::storage::record::stored_key(&key(*i)), &bytes[..]);
+            let stored = stored_key(*i);
+            let old = self.keyspace.get(&stored).unwrap();
+            let merged = merged(old.map(|bytes| Bytes::copy_from_slice(&bytes)), &new);
+            batch.insert(&self.keyspace, stored, &merged[..]);
         }
         batch.commit().unwrap();
     }
 
     fn get(&self, i: u64) -> bool {
-        let found = self.keyspace.get(kvd::storage::record::stored_key(&key(i))).unwrap();
-        found.is_some_and(|bytes| Object::decode(Bytes::copy_from_slice(&bytes)).is_ok())
+        let found = self.keyspace.get(stored_key(i)).unwrap();
+        found.is_some_and(|bytes| record::decode(&[], Bytes::copy_from_slice(&bytes)).is_ok())
     }
 }
 
