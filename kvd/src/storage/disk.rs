@@ -4,7 +4,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -23,6 +23,10 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Length of a file, bytes.
     fn len(&self, name: &str) -> io::Result<u64> {
         self.open(name)?.len()
+    }
+    /// What a file takes on the disk, bytes: less than its length where it has holes.
+    fn used(&self, name: &str) -> io::Result<u64> {
+        self.len(name)
     }
     /// What room there is.
     fn room(&self) -> Room {
@@ -101,6 +105,10 @@ impl Disk for RealDisk {
     fn len(&self, name: &str) -> io::Result<u64> {
         // Not by opening it: that would make a file again that was just renamed.
         Ok(fs::metadata(self.path.join(name))?.len())
+    }
+
+    fn used(&self, name: &str) -> io::Result<u64> {
+        Ok(fs::metadata(self.path.join(name))?.blocks() * 512)
     }
 
     fn room(&self) -> Room {

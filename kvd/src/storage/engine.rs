@@ -125,7 +125,7 @@ pub struct Proven {
 pub struct Facts {
     /// Records stored, tombstones included.
     pub keys: u64,
-    /// Length of all its files, log included, bytes.
+    /// What all its files take on the disk, log included, bytes.
     pub data_bytes: u64,
     /// Records found bad since the start, and groups of the log found damaged at it.
     pub bad_records: u64,
@@ -528,11 +528,11 @@ impl Inner {
     }
 
     fn data_bytes(&self) -> io::Result<u64> {
-        let len = |name: &String| match self.disk.len(name) {
+        let used = |name: &String| match self.disk.used(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0), // renamed just now
-            len => len,
+            used => used,
         };
-        self.disk.list()?.iter().map(len).sum()
+        self.disk.list()?.iter().map(used).sum()
     }
 
     /// Stops the store for good, the first reason kept.
