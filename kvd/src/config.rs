@@ -72,7 +72,7 @@ pub struct Flags {
     #[arg(long, env = "KVD_CACHE_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub cache_mib: Option<u32>,
     /// Memory for recent writes, MiB: they are brought into the database so many at a time.
-    /// Twice as much may be in use. Default: 32.
+    /// Up to four times as much may be in use. Default: 32.
     #[arg(long, env = "KVD_WRITE_BUFFER_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub write_buffer_mib: Option<u32>,
     /// Say that the disk fills up from so many percent on. Default: 85.

@@ -38,6 +38,8 @@ const PENDING_MAX: usize = 16 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// What a peer said of its disk counts for so long.
+const BEAT_GOOD_FOR: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// With calls unanswered and nothing heard for so long, a beat is sent at once.
@@ -180,8 +182,9 @@ impl Peer {
 
     fn is_full(&self) -> bool {
         let health = lock(&self.health);
-        let stats = health.beat.as_ref().and_then(|(beat, _)| beat.stats.as_ref());
-        stats.is_some_and(|stats| stats.disk_full)
+        let Some((beat, at_ms)) = &health.beat else { return false };
+        let fresh = clock::now_ms().saturating_sub(*at_ms) < BEAT_GOOD_FOR.as_millis() as u64;
+        fresh && beat.stats.as_ref().is_some_and(|stats| stats.disk_full)
     }
 
     /// Why it is not usable, or takes no puts, in a few words.
@@ -461,10 +464,10 @@ impl Link<'_> {
     }
 
     fn beat(&self) -> Call {
+        let beat = Beat { stats: Some(node_stats(self.node)), version: version() };
         let mut signs = lock(&self.signs);
         signs.last_beat = Some(clock::now());
         signs.beat_pending.get_or_insert_with(clock::now);
-        let beat = Beat { stats: Some(node_stats(self.node)), version: version() };
         let deadline_ms = SILENT_AFTER.as_millis() as u32;
         Call { id: BEAT_ID, deadline_ms, body: Some(call::Body::Beat(beat)) }
     }

@@ -9,7 +9,7 @@
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
-use super::shards::{ShardError, Shards};
+use super::shards::{DatabaseError, ShardError, Shards};
 use super::wal::{Entry, Group, Log, Spares};
 use super::{StoreError, record};
 use crate::clock;
@@ -48,6 +48,10 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// A page of a scan ends after so many records looked at, whether or not they were asked for.
 const PAGE_LOOKS_MAX: usize = 16 * 1024;
 
+/// A recent layer is also checkpointed when its part of the log is so many times the write buffer:
+/// it bounds what a restart reads back.
+const LOG_BYTES_A_LAYER_BYTE: usize = 4;
+
 /// A recent layer is checkpointed when it is so old, however small.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
@@ -57,7 +61,8 @@ pub struct StoreOptions {
     /// Memory the database may use for pages, bytes.
     pub cache_bytes: usize,
     /// The recent layer is checkpointed when it holds so many bytes. At twice as many, with the
-    /// checkpoint before still under way, writes wait for it.
+    /// checkpoint before still under way, writes wait for it: memory holds at most four times as
+    /// much.
     pub write_buffer_bytes: usize,
 }
 
@@ -76,6 +81,7 @@ struct Inner {
     incarnation: Incarnation,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
     room: Arc<Semaphore>,
+    /// The writer, then the one that makes checkpoints.
     threads: Mutex<Vec<JoinHandle<()>>>,
     checkpoint: Mutex<Checkpoint>,
     /// Notified whenever `checkpoint` changes.
@@ -193,14 +199,14 @@ impl Store {
         let applied = signs.applied.iter().copied().min().unwrap_or(0);
         let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
         let (mut log, replayed) = log.map_err(|error| in_words(&error))?;
-        make_durable(&mut log, &layer).map_err(|error| in_words(&error))?;
+        bring_back(&shards, &mut log, &layer).map_err(|error| in_words(&error))?;
         for damage in &replayed.damage {
             tracing::error!(
                 ?damage,
                 "the log is damaged: acknowledged writes are lost here and must come back from replicas"
             );
         }
-        let started = Self::start(directory, disk, shards, (log, layer), options);
+        let started = Self::start(directory, disk, shards, log, options);
         let store = started.map_err(|error| in_words(&error))?;
         store.inner.bad_records.store(replayed.damage.len() as u64, Ordering::Relaxed);
         Ok(store)
@@ -210,24 +216,18 @@ impl Store {
         directory: &Directory,
         disk: Arc<dyn Disk>,
         shards: Shards,
-        (log, layer): (Log, Layer),
+        log: Log,
         options: &StoreOptions,
-    ) -> Result<Self, super::shards::DatabaseError> {
-        let mut keys = shards.records()?;
-        for key in layer.records.keys() {
-            keys += u64::from(shards.record(key)?.is_none());
-        }
-        let ceiling = match layer.facts.get(FACT_CEILING) {
-            Some(recent) => Some(recent.clone()),
-            None => shards.fact(FACT_CEILING)?,
-        };
+    ) -> Result<Self, DatabaseError> {
+        let keys = shards.records()?;
+        let ceiling = shards.fact(FACT_CEILING)?;
         let ceiling = ceiling.and_then(|bytes| bytes[..].try_into().ok());
         let ceiling = ceiling.map_or(Counter::default(), |c| Counter(u64::from_be_bytes(c)));
         let (jobs, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
         let inner = Arc::new(Inner {
             disk,
             shards,
-            recent: RwLock::new(Recent { active: layer, frozen: None }),
+            recent: RwLock::new(Recent::default()),
             options: options.clone(),
             uid: directory.uid().to_bytes(),
             incarnation: directory.incarnation(),
@@ -290,9 +290,21 @@ impl Store {
         limit: usize,
     ) -> Result<Page, StoreError> {
         self.working()?;
-        let records = self.inner.records_from(&from.0.to_bytes());
-        let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
-        Ok(self.inner.page(records, more, (keyspace, from, to), prefix, limit))
+        let mut start = from.0.to_bytes().to_vec();
+        loop {
+            let records = self.inner.records_from(&start);
+            let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
+            let last = records.last_key_value().map(|(key, _)| key.clone());
+            let page = self.inner.page(records, more, (keyspace, from, to), prefix, limit);
+            match (last, &page.through) {
+                // All it read lies at or before `from`: a large record, or other keyspaces' of the
+                // same token. A page must get on, or whoever asks would ask for it for ever.
+                (Some(last), Some(through)) if through <= from => {
+                    start = [&last[..], &[0]].concat()
+                }
+                _ => return Ok(page),
+            }
+        }
     }
 
     /// Proves the checksums of the records from stored key `from` on, a page of them.
@@ -385,14 +397,19 @@ impl Store {
     /// Does what waits, brings everything into the database, ends, and leaves a mark as the last
     /// thing on disk. Returns the mark, or nothing if the store has stopped and not all is on disk.
     pub fn close(&self) -> Option<u128> {
-        let brought_in = self.checkpoint();
-        lock(&self.inner.jobs).take();
-        let done = brought_in.blocking_recv();
+        let (done, brought_in) = oneshot::channel();
+        // The last job there is; it waits for its place, and takes none of the room for objects.
+        let jobs = lock(&self.inner.jobs).take()?;
+        let no_room = Arc::clone(&self.inner.room).try_acquire_many_owned(0).ok()?;
+        let _ = jobs.blocking_send((Job::Checkpoint { done }, no_room)); // its answer tells
+        drop(jobs);
+        // The writer first: as long as it works it may wait for a checkpoint.
+        let mut threads = std::mem::take(&mut *lock(&self.inner.threads)).into_iter();
+        let _ = threads.next().map(JoinHandle::join); // a panic there has stopped the store
         lock(&self.inner.checkpoint).closing = true;
         self.inner.checkpoint_changed.notify_all();
-        for thread in std::mem::take(&mut *lock(&self.inner.threads)) {
-            let _ = thread.join(); // a panic there has stopped the store, which is seen below
-        }
+        threads.for_each(|thread| drop(thread.join()));
+        let done = brought_in.blocking_recv();
         done.ok()?.ok()?;
         self.working().ok()?;
         let mark = clock::random_u128();
@@ -449,17 +466,14 @@ impl Job {
 }
 
 impl Inner {
-    fn record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, super::shards::DatabaseError> {
+    fn record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
         // The database second: what leaves the recent layer in between is in it by then.
         let recent = read(&self.recent).record(stored_key).cloned();
         if recent.is_some() { Ok(recent) } else { self.shards.record(stored_key) }
     }
 
     /// Records from `start` on, and whether there are more.
-    fn records_from(
-        &self,
-        start: &[u8],
-    ) -> Result<(BTreeMap<Bytes, Bytes>, bool), super::shards::DatabaseError> {
+    fn records_from(&self, start: &[u8]) -> Result<(BTreeMap<Bytes, Bytes>, bool), DatabaseError> {
         let (recent, more_recent) = read(&self.recent).page(start, PAGE_LOOKS_MAX);
         let (older, more_older) = self.shards.page(start, PAGE_LOOKS_MAX, PAGE_BYTES_MAX)?;
         let end = |page: &[(Bytes, Bytes)], more: bool| {
@@ -678,12 +692,14 @@ impl Writer {
     /// Freezes the recent layer if it is large, or if somebody asks for a checkpoint.
     fn freeze(&mut self, store: &Inner, asked: Vec<Synced>) {
         let bytes = read(&store.recent).active.bytes();
+        // A key written again and again makes the log grow, though not the layer.
+        let fill = bytes.max(self.log.appended() as usize / LOG_BYTES_A_LAYER_BYTE);
         let limit = store.options.write_buffer_bytes;
-        if asked.is_empty() && bytes < limit {
+        if asked.is_empty() && fill < limit {
             return;
         }
         let mut checkpoint = lock(&store.checkpoint);
-        if asked.is_empty() && checkpoint.segments.is_some() && bytes < 2 * limit {
+        if asked.is_empty() && checkpoint.segments.is_some() && fill < 2 * limit {
             return; // the one before is under way, and there is still room
         }
         while checkpoint.segments.is_some() && store.stopped.borrow().is_none() {
@@ -879,13 +895,16 @@ impl OpenError {
     }
 }
 
-/// Writes what was read back from the log into it again, as one group. What a kill or a failed
-/// sync left may be in the page cache alone; once it has been served it must not go.
-fn make_durable(log: &mut Log, layer: &Layer) -> io::Result<()> {
-    let mut group = Group::default();
-    layer.records.iter().for_each(|(key, value)| group.record(key, value));
-    layer.facts.iter().for_each(|(name, value)| group.fact(name, value));
-    if group.is_empty() { Ok(()) } else { log.append(&mut group) }
+/// Brings what was read back from the log into the database before anything is served. After a
+/// kill or a failed sync it may have been in the page cache alone, and what a node has shown must
+/// not go; and a node that is killed again and again must not pile up log.
+fn bring_back(shards: &Shards, log: &mut Log, layer: &Layer) -> Result<(), DatabaseError> {
+    let ended = log.take_ended();
+    if !layer.is_empty() {
+        shards.checkpoint(layer, ended.iter().copied().max().unwrap_or(0))?;
+    }
+    let spares = log.spares();
+    Ok(ended.into_iter().try_for_each(|segment| spares.recycle(segment))?)
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
@@ -1148,6 +1167,82 @@ mod tests {
         std::fs::write(dir.path().join(SHARD), vec![7; 4096]).unwrap();
         let error = try_open(dir.path()).1.err().unwrap();
         assert!(matches!(error, OpenError::Files(..)), "{error}");
+    }
+
+    #[test]
+    fn a_scan_gets_past_a_value_larger_than_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_directory, store) = open(dir.path());
+        let large = "x".repeat(3 << 20);
+        for i in 0..6 {
+            put(&store, &format!("k{i}"), if i % 2 == 0 { &large } else { "small" }, i + 1);
+        }
+        // The same keys in a keyspace that comes after, as large.
+        for i in 0..6 {
+            let copy = store.read(&key(&format!("k{i}"))).unwrap().unwrap();
+            let other = Key::new(KeyspaceId(u64::MAX), Bytes::from(format!("k{i}"))).unwrap();
+            store.merge(other, copy).blocking_recv().unwrap().unwrap();
+        }
+        store.checkpoint().blocking_recv().unwrap().unwrap();
+        for id in [KeyspaceId::of("default"), KeyspaceId(u64::MAX)] {
+            let (mut from, mut seen) = ((Token(0), Bytes::new()), 0);
+            while let Page { entries, through: Some(place) } =
+                store.scan(id, &from, Token(u128::MAX), b"", 100).unwrap()
+            {
+                assert!(place > from, "a page that does not get on");
+                seen += entries.len();
+                from = place;
+            }
+            let rest = store.scan(id, &from, Token(u128::MAX), b"", 100).unwrap();
+            assert_eq!(seen + rest.entries.len(), 6);
+        }
+    }
+
+    #[test]
+    fn starting_again_and_again_does_not_pile_up_log() {
+        let dir = tempfile::tempdir().unwrap();
+        for start in 0..6 {
+            let (_directory, store) = open(dir.path());
+            if start % 2 == 0 {
+                put(&store, "k", "v", start + 1);
+            } // else idle
+            drop(store); // not closed
+        }
+        let names = std::fs::read_dir(dir.path().join(STORE_DIR)).unwrap();
+        let files = names.filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name().into_string().unwrap();
+            name.starts_with("log-")
+        });
+        assert!(files.count() <= 2);
+    }
+
+    #[test]
+    fn one_key_written_again_and_again_does_not_grow_the_log_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_directory, store) = open(dir.path());
+        let value = "x".repeat(20_000);
+        let copy = || {
+            put(&store, "k", &value, 1);
+            store.read(&key("k")).unwrap().unwrap()
+        };
+        let first = copy();
+        let segments = || {
+            let names = std::fs::read_dir(dir.path().join(STORE_DIR)).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let numbers = names.filter_map(|name| name.strip_prefix("log-")?.parse::<u64>().ok());
+            numbers.max().unwrap()
+        };
+        let before = segments();
+        for request in 2..400 {
+            let context = Some(store.read(&key("k")).unwrap().unwrap().clock().clone());
+            let value = Some(Bytes::from(value.clone()));
+            let record = Record { value, request: RequestId(request), checksum: 0 };
+            let intent = Intent { context, record };
+            let (_, synced) = store.coordinate(key("k"), intent, 1000, Actor(9));
+            synced.blocking_recv().unwrap().unwrap();
+        }
+        assert!(segments() > before, "8 MB of log over a buffer of 1 MB, and no checkpoint");
+        assert_ne!(store.read(&key("k")).unwrap().unwrap(), first);
     }
 
     #[test]

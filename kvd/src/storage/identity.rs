@@ -108,6 +108,10 @@ impl Directory {
     /// life in it, once it has seen what the database says.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         fs::create_dir_all(path).map_err(io_error(path, "making it"))?;
+        if let Ok(parent) = path.canonicalize().map(|path| path.join("..")) {
+            let synced = File::open(&parent).and_then(|parent| parent.sync_all());
+            synced.map_err(io_error(path, "making it for good"))?;
+        }
         let lock = lock(path)?;
         let facts = match read_facts(path)? {
             Some(facts) => facts,

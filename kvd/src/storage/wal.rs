@@ -157,6 +157,7 @@ pub struct Log {
     length: u64,
     offset: u64,
     index: u32,
+    appended: u64,
 }
 
 impl Log {
@@ -211,6 +212,7 @@ impl Log {
             length,
             offset: BLOCK as u64,
             index: 0,
+            appended: 0,
         };
         Ok((log, replayed))
     }
@@ -227,6 +229,7 @@ impl Log {
         self.file.sync()?;
         self.offset += needed;
         self.index += 1;
+        self.appended += needed;
         Ok(())
     }
 
@@ -234,7 +237,19 @@ impl Log {
     /// They are the caller's to [`Spares::recycle`] once all they hold is in the database.
     pub fn rotate(&mut self) -> io::Result<Vec<u64>> {
         self.begin_next(0)?;
+        self.appended = 0;
         Ok(std::mem::take(&mut self.ended))
+    }
+
+    /// Numbers of the segments that were read when the log was opened, for the caller to
+    /// [`Spares::recycle`] once all they hold is in the database.
+    pub fn take_ended(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Bytes appended since [`Log::rotate`] was last called: what a restart would read back.
+    pub fn appended(&self) -> u64 {
+        self.appended
     }
 
     /// The segments to be used again: shared with whoever finds out which ones are.
@@ -282,10 +297,11 @@ impl Spares {
         if !self.names().is_empty() {
             return Ok(());
         }
-        let spare = "spare-new";
-        fill(&*self.disk.open(spare)?, SEGMENT_BYTES)?;
+        // A name of its own: the writer may be about to take, and rename, one made before.
+        let spare = format!("spare-{:016x}", clock::random_u64());
+        fill(&*self.disk.open(&spare)?, SEGMENT_BYTES)?;
         self.disk.sync_names()?;
-        self.names().push(spare.to_owned());
+        self.names().push(spare);
         Ok(())
     }
 
@@ -363,17 +379,30 @@ impl Segment {
     fn head(&self) -> Option<(u32, u64)> {
         let mut head = self.bytes.get(..HEAD_BYTES)?;
         let sound = crc32fast::hash(&head[..HEAD_BYTES - 4]) == (&head[HEAD_BYTES - 4..]).get_u32();
-        head.advance(4 + 1);
+        let ours = head.copy_to_bytes(4)[..] == SEGMENT_MAGIC[..] && head.get_u8() == FORMAT;
         let (number, groups, salt) = (head.get_u64(), head.get_u32(), head.get_u64());
         let groups = if groups == UNKNOWN { 0 } else { groups };
-        (sound && number == self.number).then_some((groups, salt))
+        (sound && ours && number == self.number).then_some((groups, salt))
+    }
+
+    /// Whether some block begins as a group of this segment does.
+    fn looks_used(&self) -> bool {
+        let start = [&GROUP_MAGIC[..], &self.number.to_be_bytes()].concat();
+        self.bytes.chunks(BLOCK).any(|block| block.starts_with(&start))
     }
 
     /// Applies its groups; returns how many there must have been.
     fn replay(&self, replayed: &mut Replayed, apply: &mut impl FnMut(u64, Entry)) -> u32 {
         let (mut at, mut expected, mut unread) = (BLOCK, 0, None);
-        // Without a header it was never used: the header is synced before the first group.
-        let Some((_, salt)) = self.head() else { return 0 };
+        // The header is synced before the first group: without one it was never used, or the
+        // header is damaged and nothing in it can be proven.
+        let Some((_, salt)) = self.head() else {
+            if self.looks_used() {
+                let segment = segment_name(self.number);
+                replayed.damage.push(Damage { segment, offset: Some(0) });
+            }
+            return 0;
+        };
         while at + GROUP_HEAD_BYTES <= self.bytes.len() {
             match parse_group(&self.bytes.slice(at..), salt, self.number) {
                 Some((index, entries, length)) if index >= expected => {
@@ -425,7 +454,9 @@ fn parse_entry(body: &mut Bytes) -> Option<Entry> {
     if body.len() < key.checked_add(value)? {
         return None;
     }
-    let (key, value) = (body.split_to(key), body.split_to(value));
+    // Copied: a slice would keep its whole segment in memory.
+    let key = Bytes::copy_from_slice(&body.split_to(key));
+    let value = Bytes::copy_from_slice(&body.split_to(value));
     match kind {
         RECORD => Some(Entry::Record { key, value }),
         FACT => Some(Entry::Fact { name: String::from_utf8(key.to_vec()).ok()?, value }),
@@ -501,6 +532,21 @@ mod tests {
         let at = Damage { segment: segment_name(number), offset: Some(BLOCK as u64) };
         assert_eq!((replayed.groups, replayed.damage), (1, vec![at]));
         assert_eq!(entries, [record("k", b"2")]);
+    }
+
+    #[test]
+    fn a_segment_whose_header_is_damaged_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _, _) = open(dir.path(), 0);
+        append(&mut log, &[("k", b"1")]);
+        let segment = segment_name(log.number);
+        drop(log);
+        damage(&dir.path().join(&segment), 9);
+        let (_, replayed, entries) = open(dir.path(), 0);
+        assert_eq!(
+            (entries.len(), replayed.damage),
+            (0, vec![Damage { segment, offset: Some(0) }])
+        );
     }
 
     #[test]
