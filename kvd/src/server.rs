@@ -5,7 +5,7 @@ use crate::cluster::{Node, membership, room, scrub};
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
-use crate::storage::{Store, StoreOptions};
+use crate::storage::{Store, StoreOptions, shards};
 use anyhow::{Context, anyhow};
 use proto::MESSAGE_BYTES_MAX;
 use proto::v1::admin_server::AdminServer;
@@ -53,7 +53,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         write_buffer_bytes: config.write_buffer_bytes,
     };
     let store = Store::open(&mut directory, Arc::new(disk), &options)?;
-    // Not before: redb may panic on a damaged file, and opening makes an error of that.
     abort_on_panic();
     let node = Node::new(directory.uid(), directory.incarnation(), address, store.clone());
     tracing::info!(
@@ -87,7 +86,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!(why = why?, "draining");
             Ok(())
         }
-        why = storage_stopped(&store) => Err(anyhow!("storage stopped, this node no longer votes: {why}")),
+        why = storage_stopped(&store) => {
+            tracing::error!(why, "storage stopped: this node no longer votes, and exits");
+            Err(anyhow!("storage stopped: {why}"))
+        }
     };
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::NotServing).await;
     if outcome.is_ok() {
@@ -110,7 +112,9 @@ fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         report(info);
-        std::process::abort();
+        if !shards::is_guarded() {
+            std::process::abort();
+        }
     }));
 }
 

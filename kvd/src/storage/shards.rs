@@ -11,7 +11,9 @@ use bytes::Bytes;
 use redb::{
     Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
+use std::cell::Cell;
 use std::io;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
@@ -31,7 +33,7 @@ pub type DatabaseError = redb::Error;
 
 /// All files, open.
 pub struct Shards {
-    databases: Vec<Database>,
+    databases: Vec<Shard>,
     first_error: Arc<OnceLock<String>>,
 }
 
@@ -77,46 +79,56 @@ impl Shards {
 
     /// What the files say of themselves.
     pub fn signs(&self) -> Result<Signs, DatabaseError> {
-        let (mut uids, mut marks, mut applied) = (Vec::new(), Vec::new(), Vec::new());
-        for database in &self.databases {
-            let meta = database.begin_read()?.open_table(META)?;
-            uids.push(array(&meta, META_UID)?);
-            marks.push(array(&meta, META_STOP_MARK)?.map(u128::from_be_bytes));
-            applied.push(array(&meta, META_APPLIED)?.map_or(0, u64::from_be_bytes));
-        }
-        let stop_mark = marks[0].filter(|mark| marks.iter().all(|other| *other == Some(*mark)));
-        Ok(Signs { uids, stop_mark, applied })
+        guarded(|| {
+            let (mut uids, mut marks, mut applied) = (Vec::new(), Vec::new(), Vec::new());
+            for database in &self.databases {
+                let meta = database.begin_read()?.open_table(META)?;
+                uids.push(array(&meta, META_UID)?);
+                marks.push(array(&meta, META_STOP_MARK)?.map(u128::from_be_bytes));
+                applied.push(array(&meta, META_APPLIED)?.map_or(0, u64::from_be_bytes));
+            }
+            let stop_mark = marks[0].filter(|mark| marks.iter().all(|other| *other == Some(*mark)));
+            Ok(Signs { uids, stop_mark, applied })
+        })
     }
 
     /// Writes the node's uid into every file, and takes away the last stop's mark or leaves a new
     /// one.
     pub fn sign(&self, uid: [u8; 16], stop_mark: Option<u128>) -> Result<(), DatabaseError> {
-        for database in &self.databases {
-            let mut transaction = database.begin_write()?;
-            transaction.set_quick_repair(true);
-            {
-                let mut meta = transaction.open_table(META)?;
-                meta.insert(META_UID, &uid[..])?;
-                match stop_mark {
-                    Some(mark) => meta.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?,
-                    None => meta.remove(META_STOP_MARK)?,
-                };
+        guarded(|| {
+            for database in &self.databases {
+                let mut transaction = database.begin_write()?;
+                transaction.set_quick_repair(true);
+                {
+                    let mut meta = transaction.open_table(META)?;
+                    meta.insert(META_UID, &uid[..])?;
+                    match stop_mark {
+                        Some(mark) => meta.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?,
+                        None => meta.remove(META_STOP_MARK)?,
+                    };
+                }
+                transaction.commit()?;
             }
-            transaction.commit()?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The record under a stored key.
     pub fn record(&self, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
-        let table = self.databases[shard_of(key)].begin_read()?.open_table(RECORDS)?;
-        Ok(table.get(key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
+        guarded(|| {
+            let table = self.databases[shard_of(key)].begin_read()?.open_table(RECORDS)?;
+            Ok(table.get(key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
+        })
     }
 
     /// A fact of the node.
     pub fn fact(&self, name: &str) -> Result<Option<Bytes>, DatabaseError> {
-        let meta = self.databases[0].begin_read()?.open_table(META)?;
-        Ok(meta.get(fact_key(name).as_str())?.map(|guard| Bytes::copy_from_slice(guard.value())))
+        guarded(|| {
+            let meta = self.databases[0].begin_read()?.open_table(META)?;
+            Ok(meta
+                .get(fact_key(name).as_str())?
+                .map(|guard| Bytes::copy_from_slice(guard.value())))
+        })
     }
 
     /// Records from `start` on, ascending, up to `limit` of them or about `bytes_max`, and whether
@@ -127,29 +139,33 @@ impl Shards {
         limit: usize,
         bytes_max: usize,
     ) -> Result<(Vec<(Bytes, Bytes)>, bool), DatabaseError> {
-        let (mut page, mut bytes) = (Vec::new(), 0);
-        for database in &self.databases[shard_of(start)..] {
-            let table = database.begin_read()?.open_table(RECORDS)?;
-            for entry in table.range(start..)? {
-                if page.len() >= limit || bytes >= bytes_max {
-                    return Ok((page, true));
+        guarded(|| {
+            let (mut page, mut bytes) = (Vec::new(), 0);
+            for database in &self.databases[shard_of(start)..] {
+                let table = database.begin_read()?.open_table(RECORDS)?;
+                for entry in table.range(start..)? {
+                    if page.len() >= limit || bytes >= bytes_max {
+                        return Ok((page, true));
+                    }
+                    let (key, value) = entry?;
+                    let value = Bytes::copy_from_slice(value.value());
+                    bytes += value.len();
+                    page.push((Bytes::copy_from_slice(key.value()), value));
                 }
-                let (key, value) = entry?;
-                let value = Bytes::copy_from_slice(value.value());
-                bytes += value.len();
-                page.push((Bytes::copy_from_slice(key.value()), value));
             }
-        }
-        Ok((page, false))
+            Ok((page, false))
+        })
     }
 
     /// Records stored.
     pub fn records(&self) -> Result<u64, DatabaseError> {
-        let mut sum = 0;
-        for database in &self.databases {
-            sum += database.begin_read()?.open_table(RECORDS)?.len()?;
-        }
-        Ok(sum)
+        guarded(|| {
+            let mut sum = 0;
+            for database in &self.databases {
+                sum += database.begin_read()?.open_table(RECORDS)?.len()?;
+            }
+            Ok(sum)
+        })
     }
 
     /// Brings a layer, which holds everything of the log through segment `through`, to disk.
@@ -157,25 +173,72 @@ impl Shards {
     /// A crash in between leaves some files ahead of others. That is well: the log is given up only
     /// when all are done, and replaying it writes the same states again.
     pub fn checkpoint(&self, layer: &Layer, through: u64) -> Result<(), DatabaseError> {
-        let mut records = layer.records.iter().peekable();
-        for (index, database) in self.databases.iter().enumerate() {
-            let mut transaction = database.begin_write()?;
-            transaction.set_quick_repair(true);
-            {
-                let mut table = transaction.open_table(RECORDS)?;
-                while let Some((key, value)) = records.next_if(|(key, _)| shard_of(key) == index) {
-                    table.insert(&key[..], &value[..])?;
+        guarded(|| {
+            let mut records = layer.records.iter().peekable();
+            for (index, database) in self.databases.iter().enumerate() {
+                let mut transaction = database.begin_write()?;
+                transaction.set_quick_repair(true);
+                {
+                    let mut table = transaction.open_table(RECORDS)?;
+                    while let Some((key, value)) =
+                        records.next_if(|(key, _)| shard_of(key) == index)
+                    {
+                        table.insert(&key[..], &value[..])?;
+                    }
+                    let mut meta = transaction.open_table(META)?;
+                    if index == 0 {
+                        put_facts(&mut meta, layer)?;
+                    }
+                    meta.insert(META_APPLIED, &through.to_be_bytes()[..])?;
                 }
-                let mut meta = transaction.open_table(META)?;
-                if index == 0 {
-                    put_facts(&mut meta, layer)?;
-                }
-                meta.insert(META_APPLIED, &through.to_be_bytes()[..])?;
+                transaction.commit()?;
             }
-            transaction.commit()?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
+}
+
+/// One file. Closing it is guarded too: redb writes then, and a handle that has panicked once may
+/// panic again.
+struct Shard(Option<Database>);
+
+impl Deref for Shard {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        self.0.as_ref().expect("it is taken out only to be closed")
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        let database = self.0.take();
+        let closed = guarded(|| {
+            drop(database);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::error!(%error, "closing a file of the database failed");
+        }
+    }
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is inside redb, where a panic is taken for an error of the disk: a damaged
+/// page can make redb panic.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+fn guarded<T>(work: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T, DatabaseError> {
+    let before = GUARDED.replace(true);
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(before);
+    let panicked = || DatabaseError::Corrupted("redb panicked on a damaged page".into());
+    outcome.unwrap_or_else(|_| Err(panicked()))
 }
 
 fn put_facts(meta: &mut Table<'_, &str, &[u8]>, layer: &Layer) -> Result<(), redb::StorageError> {
@@ -208,7 +271,7 @@ fn open_shard(
     is_new: bool,
     cache_bytes: usize,
     first_error: &Arc<OnceLock<String>>,
-) -> Result<Database, ShardError> {
+) -> Result<Shard, ShardError> {
     let name = shard_name(index);
     let unusable =
         |error: &dyn std::fmt::Display| ShardError::Unusable(name.clone(), error.to_string());
@@ -219,11 +282,11 @@ fn open_shard(
     } else if file.len().map_err(|error| unusable(&error))? == 0 {
         return Err(ShardError::Missing(name));
     }
-    let open = || -> Result<Database, DatabaseError> {
+    let open = || -> Result<Shard, DatabaseError> {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);
-        let database =
-            builder.create_with_backend(Backend { file, first_error: Arc::clone(first_error) })?;
+        let backend = Backend { file, first_error: Arc::clone(first_error) };
+        let database = Shard(Some(builder.create_with_backend(backend)?));
         let transaction = database.begin_write()?;
         transaction.open_table(RECORDS)?;
         let mut meta = transaction.open_table(META)?;
@@ -234,15 +297,11 @@ fn open_shard(
         transaction.commit()?;
         Ok(database)
     };
-    // redb can panic on a file that a lying disk left half written.
-    let database = match catch_unwind(AssertUnwindSafe(open)) {
-        Ok(opened) => opened.map_err(|error| unusable(&error))?,
-        Err(_) => return Err(unusable(&"it is damaged in a way that redb does not survive")),
-    };
+    let database = guarded(open).map_err(|error| unusable(&error))?;
     let of = || -> Result<Option<[u8; 1]>, DatabaseError> {
         Ok(array(&database.begin_read()?.open_table(META)?, META_SHARD)?)
     };
-    match of().map_err(|error| unusable(&error))? {
+    match guarded(of).map_err(|error| unusable(&error))? {
         Some([of]) if usize::from(of) == index => Ok(database),
         _ => Err(ShardError::Misplaced(name)),
     }
