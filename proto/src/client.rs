@@ -84,11 +84,13 @@ async fn dial(endpoint: &str, timeout: Duration) -> Result<Channel, String> {
     }
 }
 
-/// The innermost error's text: "connection refused" rather than "transport error".
+/// The innermost error's text, without the system's number for it: "Connection refused" rather
+/// than "transport error" or "Connection refused (os error 111)".
 pub fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    let text = cause.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }

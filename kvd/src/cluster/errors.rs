@@ -274,7 +274,11 @@ pub fn node_unknown(name: &str) -> Failure {
 
 /// A node that would have to answer does not.
 pub fn node_unreachable(node: &str, why: &str) -> Failure {
-    not_applied(failure(ErrorCode::NodeUnreachable, format!("{node} cannot be reached"), why))
+    let what = format!("{node} cannot be reached");
+    let mut unreachable = failure(ErrorCode::NodeUnreachable, what, why);
+    unreachable.advice =
+        "see that a kvd runs there and what its log says, then the same again".into();
+    not_applied(unreachable)
 }
 
 /// A cluster is there already.

@@ -617,10 +617,9 @@ fn status_text(status: &tonic::Status) -> String {
     }
 }
 
-/// "Connection refused (os error 111)" is "connection refused", and the many words of a transport
-/// for a peer that went away are "connection lost".
+/// The many words of a transport for a peer that went away are "connection lost".
 fn plain(text: &str) -> String {
-    let text = text.split(" (os error").next().unwrap_or(text).to_ascii_lowercase();
+    let text = text.to_ascii_lowercase();
     let gone = ["broken pipe", "connection reset", "stream closed", "connection error"];
     if gone.iter().any(|part| text.contains(part)) { "connection lost".to_owned() } else { text }
 }

@@ -121,11 +121,6 @@ impl Write {
         self.end(WriteStep::Fail)
     }
 
-    /// Nodes that were sent it and have not answered.
-    pub fn is_waiting_for(&self, node: Uid) -> bool {
-        self.waiting.contains_key(&node)
-    }
-
     /// Homes that have it on disk.
     pub fn acked(&self) -> &BTreeSet<Uid> {
         &self.acked

@@ -1,4 +1,4 @@
-//! The store: reads, and the one writer that makes groups of writes durable.
+//! The store: opens, reads, and hands writes to the writer.
 //!
 //! All waiting writes are taken together: read, merged, appended to the log with one sync, and put
 //! into the recent layer; then each caller is answered. There is no timer: an idle store commits a
@@ -6,17 +6,20 @@
 //! a second thread brings it into the database while writes go on; then its part of the log is
 //! used again. A read looks into the recent layer, the frozen one, and the database, in that order.
 
+mod checkpoint;
+mod writer;
+
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
 use super::shards::{DatabaseError, ShardError, Shards};
-use super::wal::{Entry, Group, Log, Spares};
+use super::wal::Log;
 use super::{StoreError, record};
 use crate::clock;
 use crate::dynamo::clock::{Counter, HybridClock};
 use crate::dynamo::key::Key;
 use crate::dynamo::node::{Incarnation, KeyspaceId};
-use crate::dynamo::object::{Intent, Minter, Object};
+use crate::dynamo::object::{Intent, Object};
 use crate::dynamo::scan::{Page, Place};
 use crate::dynamo::version::{Actor, Dot};
 use bytes::Bytes;
@@ -24,17 +27,13 @@ use proto::token::Token;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use writer::Writer;
 
 const FACT_CEILING: &str = "clock_ceiling";
-
-/// Writes committed together, at most. More wait for the next group.
-const GROUP_WRITES_MAX: usize = 512;
 
 /// Writes waiting for the writer, at most. One more is refused as overload.
 const QUEUE_WRITES_MAX: usize = 4096;
@@ -47,13 +46,6 @@ const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// A page of a scan ends after so many records looked at, whether or not they were asked for.
 const PAGE_LOOKS_MAX: usize = 16 * 1024;
-
-/// A recent layer is also checkpointed when its part of the log is so many times the write buffer:
-/// it bounds what a restart reads back.
-const LOG_BYTES_A_LAYER_BYTE: usize = 4;
-
-/// A recent layer is checkpointed when it is so old, however small.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]
@@ -169,9 +161,6 @@ enum Job {
     },
 }
 
-/// How far checkpoints stand back behind everything else.
-const CHECKPOINT_NICENESS: i32 = 10;
-
 impl Store {
     /// Opens, or on the very first start makes, the files on `disk`, checks that they are of the
     /// node of `directory`, begins a life of it, and replays the log.
@@ -246,7 +235,7 @@ impl Store {
         let checkpointer = Arc::downgrade(&inner);
         *lock(&inner.threads) = vec![
             thread("kvd-writer", move || writer.run(waiting)),
-            thread("kvd-checkpoint", move || run_checkpoints(&checkpointer, &spares)),
+            thread("kvd-checkpoint", move || checkpoint::run(&checkpointer, &spares)),
         ];
         Ok(Self { inner })
     }
@@ -254,29 +243,13 @@ impl Store {
     /// This node's copy of `key`; [`StoreError::BadRecord`] if its checksum fails.
     pub fn read(&self, key: &Key) -> Result<Option<Object>, StoreError> {
         self.working()?;
-        let stored_key = record::stored_key(key);
-        let found = self.inner.record(&stored_key).map_err(|error| self.inner.stop(&error))?;
-        match found {
-            None => Ok(None),
-            Some(bytes) => {
-                self.inner.believe(&stored_key, bytes).map(Some).ok_or(StoreError::BadRecord)
-            }
-        }
+        self.inner.proven(key, record::decode)
     }
 
     /// The same, still encoded: what a peer that asks is sent.
     pub fn read_encoded(&self, key: &Key) -> Result<Option<Bytes>, StoreError> {
         self.working()?;
-        let stored_key = record::stored_key(key);
-        let found = self.inner.record(&stored_key).map_err(|error| self.inner.stop(&error))?;
-        let Some(bytes) = found else { return Ok(None) };
-        match record::open(&stored_key, bytes) {
-            Ok((_mine, object)) => Ok(Some(object)),
-            Err(why) => {
-                self.inner.note_bad_record(&stored_key, &why);
-                Err(StoreError::BadRecord)
-            }
-        }
+        self.inner.proven(key, |stored_key, bytes| Ok(record::open(stored_key, bytes)?.1))
     }
 
     /// A page of this node's copies in `keyspace`, from after `from` through token `to`, only keys
@@ -472,6 +445,20 @@ impl Inner {
         if recent.is_some() { Ok(recent) } else { self.shards.record(stored_key) }
     }
 
+    /// A key's record, its checksum proven by `open`.
+    fn proven<T>(
+        &self,
+        key: &Key,
+        open: impl FnOnce(&[u8], Bytes) -> Result<T, record::BadRecord>,
+    ) -> Result<Option<T>, StoreError> {
+        let stored_key = record::stored_key(key);
+        let found = self.record(&stored_key).map_err(|error| self.stop(&error))?;
+        found.map(|bytes| open(&stored_key, bytes)).transpose().map_err(|why| {
+            self.note_bad_record(&stored_key, &why);
+            StoreError::BadRecord
+        })
+    }
+
     /// Records from `start` on, and whether there are more.
     fn records_from(&self, start: &[u8]) -> Result<(BTreeMap<Bytes, Bytes>, bool), DatabaseError> {
         let (recent, more_recent) = read(&self.recent).page(start, PAGE_LOOKS_MAX);
@@ -565,299 +552,6 @@ impl Inner {
     }
 }
 
-// === the writer ===
-
-/// The one thread that writes.
-struct Writer {
-    store: Weak<Inner>,
-    log: Log,
-    clock: HybridClock,
-}
-
-/// A group being made: what goes to the log, its newest states, and who is to be told.
-#[derive(Default)]
-struct Batch {
-    log: Group,
-    layer: Layer,
-    new_keys: u64,
-    synced: Vec<Synced>,
-    checkpoints: Vec<Synced>,
-}
-
-impl Writer {
-    fn run(mut self, mut waiting: mpsc::Receiver<Queued>) {
-        let mut group = Vec::new();
-        while waiting.blocking_recv_many(&mut group, GROUP_WRITES_MAX) > 0 {
-            let Some(store) = self.store.upgrade() else { return };
-            let stopped = store.stopped.borrow().clone();
-            if let Some(why) = stopped {
-                let refuse = |(job, _): Queued| job.refuse(StoreError::Stopped(why.clone()));
-                group.drain(..).for_each(refuse);
-                continue;
-            }
-            let mut batch = Batch::default();
-            let outcome = match catch_unwind(AssertUnwindSafe(|| {
-                self.commit(&store, &mut group, &mut batch)
-            })) {
-                Ok(outcome) => outcome,
-                Err(_) => Err(store.stop(&"the writer panicked")),
-            };
-            for caller in batch.synced {
-                let _ = caller.send(outcome.clone()); // the caller may have left
-            }
-            match outcome {
-                Ok(()) => self.freeze(&store, batch.checkpoints),
-                Err(error) => {
-                    answer_all(batch.checkpoints, &Err(error.clone()));
-                    group.drain(..).for_each(|(job, _)| job.refuse(error.clone()));
-                }
-            }
-        }
-    }
-
-    /// Applies a group and makes it durable. Whoever is to be told of it is in `batch`.
-    fn commit(
-        &mut self,
-        store: &Inner,
-        group: &mut Vec<Queued>,
-        batch: &mut Batch,
-    ) -> Result<(), StoreError> {
-        group.reverse(); // taken from the end, so that what an error leaves can still be answered
-        while let Some((job, _room)) = group.pop() {
-            match job {
-                Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced } => {
-                    match self.coordinate(store, batch, &key, &intent, (now_ms, fresh_actor)) {
-                        Ok(done) => {
-                            batch.synced.push(synced);
-                            let _ = prepared.send(Ok(done)); // the caller may have left
-                        }
-                        Err(refused @ StoreError::Refused(_)) => {
-                            let _ = prepared.send(Err(refused.clone()));
-                            let _ = synced.send(Err(refused));
-                        }
-                        Err(stopped) => {
-                            batch.synced.push(synced);
-                            let _ = prepared.send(Err(stopped.clone()));
-                            return Err(stopped);
-                        }
-                    }
-                }
-                Job::Merge { key, object, synced } => {
-                    batch.synced.push(synced);
-                    merge(store, batch, &key, &object)?;
-                }
-                Job::Fact { name, value, synced } => {
-                    batch.synced.push(synced);
-                    batch.fact(name, value.into());
-                }
-                Job::Checkpoint { done } => batch.checkpoints.push(done),
-            }
-        }
-        if batch.log.is_empty() {
-            return Ok(());
-        }
-        self.log.append(&mut batch.log).map_err(|error| store.stop(&error))?;
-        let mut recent = write(&store.recent);
-        let layer = std::mem::take(&mut batch.layer);
-        let records = layer.records.into_iter().map(|(key, value)| Entry::Record { key, value });
-        let facts = layer.facts.into_iter().map(|(name, value)| Entry::Fact { name, value });
-        records.chain(facts).for_each(|entry| recent.active.insert(entry));
-        store.keys.fetch_add(batch.new_keys, Ordering::Relaxed);
-        Ok(())
-    }
-
-    fn coordinate(
-        &mut self,
-        store: &Inner,
-        batch: &mut Batch,
-        key: &Key,
-        intent: &Intent,
-        (now_ms, fresh_actor): (u64, Actor),
-    ) -> Result<Prepared, StoreError> {
-        let stored_key = Bytes::from(record::stored_key(key));
-        let (local, is_new) = batch.current(store, &stored_key)?;
-        let incarnation = store.incarnation;
-        let minter = Minter { incarnation, clock: &mut self.clock, now_ms, fresh_actor };
-        let done = Object::coordinate(local, intent, minter)?;
-        let bytes = Bytes::from(record::encode(&stored_key, &done.object));
-        let object_at = bytes.len() - done.object.encoded_len();
-        let encoded = bytes.slice(object_at..);
-        batch.record(stored_key, bytes, is_new);
-        if let Some(ceiling) = done.ceiling {
-            batch.fact(FACT_CEILING, Bytes::copy_from_slice(&ceiling.0.to_be_bytes()));
-        }
-        Ok(Prepared { encoded, siblings: done.object.live().len() as u32, dot: done.dot })
-    }
-
-    /// Freezes the recent layer if it is large, or if somebody asks for a checkpoint.
-    fn freeze(&mut self, store: &Inner, asked: Vec<Synced>) {
-        let bytes = read(&store.recent).active.bytes();
-        // A key written again and again makes the log grow, though not the layer.
-        let fill = bytes.max(self.log.appended() as usize / LOG_BYTES_A_LAYER_BYTE);
-        let limit = store.options.write_buffer_bytes;
-        if asked.is_empty() && fill < limit {
-            return;
-        }
-        let mut checkpoint = lock(&store.checkpoint);
-        if asked.is_empty() && checkpoint.segments.is_some() && fill < 2 * limit {
-            return; // the one before is under way, and there is still room
-        }
-        while checkpoint.segments.is_some() && store.stopped.borrow().is_none() {
-            let changed = store.checkpoint_changed.wait(checkpoint);
-            checkpoint = changed.unwrap_or_else(PoisonError::into_inner);
-        }
-        let stopped = store.stopped.borrow().clone();
-        if let Some(why) = stopped {
-            return answer_all(asked, &Err(StoreError::Stopped(why)));
-        }
-        if read(&store.recent).active.is_empty() {
-            return answer_all(asked, &Ok(()));
-        }
-        match self.log.rotate() {
-            Err(error) => answer_all(asked, &Err(store.stop(&error))),
-            Ok(segments) => {
-                let mut recent = write(&store.recent);
-                recent.frozen = Some(Arc::new(std::mem::take(&mut recent.active)));
-                drop(recent);
-                checkpoint.segments = Some(segments);
-                checkpoint.waiting.extend(asked);
-                drop(checkpoint);
-                store.checkpoint_changed.notify_all();
-            }
-        }
-    }
-}
-
-fn answer_all(callers: Vec<Synced>, outcome: &Result<(), StoreError>) {
-    for caller in callers {
-        let _ = caller.send(outcome.clone()); // the caller may have left
-    }
-}
-
-impl Batch {
-    /// A key's newest copy, and whether the store has had none so far. A bad record is absent: its
-    /// actor is not used again.
-    fn current(&self, store: &Inner, key: &Bytes) -> Result<(Option<Object>, bool), StoreError> {
-        let found = match self.layer.records.get(key) {
-            Some(bytes) => Some(bytes.clone()),
-            None => store.record(key).map_err(|error| store.stop(&error))?,
-        };
-        let is_new = found.is_none();
-        Ok((found.and_then(|bytes| store.believe(key, bytes)), is_new))
-    }
-
-    fn record(&mut self, key: Bytes, value: Bytes, is_new: bool) {
-        self.log.record(&key, &value);
-        self.new_keys += u64::from(is_new);
-        self.layer.insert(Entry::Record { key, value });
-    }
-
-    fn fact(&mut self, name: &str, value: Bytes) {
-        self.log.fact(name, &value);
-        self.layer.insert(Entry::Fact { name: name.to_owned(), value });
-    }
-}
-
-fn merge(store: &Inner, batch: &mut Batch, key: &Key, object: &Object) -> Result<(), StoreError> {
-    let stored_key = Bytes::from(record::stored_key(key));
-    let (local, is_new) = batch.current(store, &stored_key)?;
-    let mut copy = local.unwrap_or_default();
-    if copy.merge(object) {
-        let bytes = record::encode(&stored_key, &copy).into();
-        batch.record(stored_key, bytes, is_new);
-    } // else it is on disk already: a repair that raced another
-    Ok(())
-}
-
-// === checkpoints ===
-
-/// The thread that brings frozen layers into the database.
-fn run_checkpoints(store: &Weak<Inner>, spares: &Spares) {
-    // On Linux this is of the calling thread alone: requests go before checkpoints. Where it is
-    // refused, checkpoints only take more of the machine.
-    let _ = rustix::process::setpriority_process(None, CHECKPOINT_NICENESS);
-    let mut last = clock::now();
-    loop {
-        let Some(store) = store.upgrade() else { return };
-        let outcome = match wait_for_layer(&store, &mut last) {
-            Wait::Layer(layer, segments) => {
-                let work = || bring_in(&store, spares, &layer, &segments);
-                last = clock::now();
-                match catch_unwind(AssertUnwindSafe(work)) {
-                    Ok(outcome) => outcome,
-                    Err(_) => Err(store.stop(&"a checkpoint panicked")),
-                }
-            }
-            Wait::Again => continue,
-            Wait::Over(why) => Err(StoreError::Stopped(why)),
-        };
-        let mut checkpoint = lock(&store.checkpoint);
-        checkpoint.segments = None;
-        answer_all(std::mem::take(&mut checkpoint.waiting), &outcome);
-        // Under the lock: nobody can begin to wait after this looks, unseen.
-        let over = outcome.is_err();
-        drop(checkpoint);
-        store.checkpoint_changed.notify_all();
-        if over {
-            return;
-        }
-    }
-}
-
-enum Wait {
-    Layer(Arc<Layer>, Vec<u64>),
-    Again,
-    /// The store closes or has stopped.
-    Over(String),
-}
-
-/// Waits for the next layer to bring in.
-fn wait_for_layer(store: &Arc<Inner>, last: &mut Instant) -> Wait {
-    let mut checkpoint = lock(&store.checkpoint);
-    let mut timed_out = false;
-    if checkpoint.segments.is_none() && !checkpoint.closing && store.stopped.borrow().is_none() {
-        // Short, so that a store nobody holds any more is noticed.
-        let waited = store.checkpoint_changed.wait_timeout(checkpoint, Duration::from_secs(1));
-        let waited = waited.unwrap_or_else(PoisonError::into_inner);
-        (checkpoint, timed_out) = (waited.0, waited.1.timed_out());
-    }
-    let stopped = store.stopped.borrow().clone();
-    if let Some(why) = stopped {
-        return Wait::Over(why);
-    }
-    if let Some(segments) = checkpoint.segments.clone()
-        && let Some(layer) = read(&store.recent).frozen.clone()
-    {
-        return Wait::Layer(layer, segments);
-    }
-    if checkpoint.closing {
-        return Wait::Over("the node is shutting down".into());
-    }
-    drop(checkpoint);
-    if timed_out && last.elapsed() > CHECKPOINT_EVERY {
-        *last = clock::now();
-        drop(Store { inner: Arc::clone(store) }.checkpoint()); // nobody waits for it
-    }
-    Wait::Again
-}
-
-/// Brings a layer into the database, then gives up its part of the log.
-fn bring_in(
-    store: &Inner,
-    spares: &Spares,
-    layer: &Layer,
-    segments: &[u64],
-) -> Result<(), StoreError> {
-    let through = segments.iter().copied().max().unwrap_or(0);
-    store.shards.checkpoint(layer, through).map_err(|error| store.stop(&error))?;
-    write(&store.recent).frozen = None;
-    let give_up = || -> io::Result<()> {
-        segments.iter().try_for_each(|segment| spares.recycle(*segment))?;
-        spares.prepare()
-    };
-    give_up().map_err(|error| store.stop(&error))
-}
-
 // === opening ===
 
 /// Why a store cannot be opened.
@@ -928,6 +622,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 mod tests {
     use super::super::disk::RealDisk;
     use super::super::identity::STORE_DIR;
+    use super::super::wal::Entry;
     use super::*;
     use crate::dynamo::node::RequestId;
     use crate::dynamo::object::Record;
