@@ -54,12 +54,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let store = Store::open(&mut directory, Arc::new(disk), &options)?;
     abort_on_panic();
-    let node = Node::new(directory.uid(), directory.incarnation(), address, store.clone());
+    let (incarnation, start) = (directory.incarnation(), directory.start().count);
+    let node = Node::new(directory, address, store.clone());
     tracing::info!(
         address = node.address,
         uid = %node.uid,
-        incarnation = %node.incarnation,
-        start = directory.starts(),
+        %incarnation,
+        start,
         data_dir = %config.data_dir.display(),
         "kvd {} listens", env!("CARGO_PKG_VERSION"),
     );
@@ -102,7 +103,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let Some(mark) = closing.await? else {
         return Err(anyhow!("storage stopped while draining; the next start begins another life"));
     };
-    directory.stopped_cleanly(mark)?;
+    node.directory().stopped_cleanly(mark)?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -359,7 +359,7 @@ impl Run {
             match opened {
                 Ok(store) if !self.disk.is_hurt() => {
                     self.story.push("opened");
-                    self.begin_life(&directory, stopped_cleanly)?;
+                    self.begin_life(&mut directory, &store, stopped_cleanly)?;
                     self.node = Some((directory, store));
                     return self.compare();
                 }
@@ -375,7 +375,14 @@ impl Run {
         }
     }
 
-    fn begin_life(&mut self, directory: &Directory, clean: bool) -> Result<(), Failure> {
+    fn begin_life(
+        &mut self,
+        directory: &mut Directory,
+        store: &Store,
+        clean: bool,
+    ) -> Result<(), Failure> {
+        // As when every other member confirms that it saw no later start.
+        directory.resume().into_iter().for_each(|incarnation| store.live_as(incarnation));
         let life = Some(directory.incarnation());
         if clean && life != self.life {
             return wrong("a clean stop ended the incarnation");

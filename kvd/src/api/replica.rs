@@ -3,9 +3,10 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
-use crate::cluster::{Cluster, Node, coordinator, membership, put, scan, scrub};
+use crate::cluster::{Cluster, Node, coordinator, membership, put, scan, scrub, witness};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
+use crate::dynamo::start::Verdict;
 use futures_util::Stream;
 use prost::Message;
 use proto::v1::replica_server::Replica;
@@ -91,14 +92,29 @@ async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies:
         answers_room: Arc::new(Semaphore::new(ANSWERS_KIB_MAX)),
         coordinating: Arc::new(Semaphore::new(COORDINATED_MAX)),
     };
+    match served.hear(&first).await {
+        Err(stranger) => return send_away(stranger, &replies).await,
+        Ok(Verdict::Forgotten(count)) => {
+            let Ok(cluster) = node.cluster() else { return };
+            let stamp = Stamp { forgot_starts: count, ..cluster.stamp(&node, from) };
+            let reply = LinkReply { stamp: Some(stamp), answers: Vec::new() };
+            let _ = replies.send(Ok(reply)).await; // it may be gone
+            return;
+        }
+        Ok(Verdict::Newer | Verdict::Known) => {}
+    }
     let stranger = tokio::select! {
         stranger = served.take_calls(first, calls) => stranger,
         () = send_answers(&node, from, waiting, &replies) => None,
     };
     if let Some(stranger) = stranger {
-        tracing::warn!(why = stranger.why, "a stranger's link is refused");
-        let _ = replies.send(Err(proto::error::status(&stranger))).await; // it may be gone
+        send_away(stranger, &replies).await;
     }
+}
+
+async fn send_away(stranger: Failure, replies: &Replies) {
+    tracing::warn!(why = stranger.why, "a stranger's link is refused");
+    let _ = replies.send(Err(proto::error::status(&stranger))).await; // it may be gone
 }
 
 /// An answer and the room it takes until it is sent.
@@ -142,12 +158,25 @@ struct Served {
 }
 
 impl Served {
-    /// Returns when the peer leaves; with the reason, if it is sent away.
+    /// Judges the start of the peer that its first message tells.
+    async fn hear(&self, first: &LinkRequest) -> Result<Verdict, Failure> {
+        let cluster = self.node.cluster()?;
+        let stamp = first.stamp.clone().unwrap_or_default();
+        check_stamp(&self.node, &cluster, self.from, &stamp)?;
+        let told = witness::from_wire(stamp.start.as_ref());
+        let told = told.ok_or_else(|| errors::stranger("the message does not tell its start"))?;
+        let peer = cluster.peers.get(&self.from);
+        let peer = peer.ok_or_else(|| errors::stranger("the sender is not a member"))?;
+        witness::hear(&self.node, &cluster, peer, told).await
+    }
+
+    /// Returns when the peer leaves or starts anew; with the reason, if it is sent away.
     async fn take_calls(
         &self,
         first: LinkRequest,
         mut calls: Streaming<LinkRequest>,
     ) -> Option<Failure> {
+        let start = first.stamp.as_ref().and_then(|stamp| stamp.start.clone());
         let mut next = Some(first);
         if let Some(peer) = self.node.cluster().ok()?.peers.get(&self.from) {
             peer.is_back();
@@ -157,6 +186,9 @@ impl Served {
             let stamp = request.stamp.unwrap_or_default();
             if let Err(stranger) = check_stamp(&self.node, &cluster, self.from, &stamp) {
                 return Some(stranger);
+            }
+            if stamp.start != start {
+                return None; // it has begun another incarnation, and makes another link
             }
             for call in request.calls {
                 self.take(&cluster, &stamp, call).await;

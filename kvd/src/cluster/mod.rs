@@ -10,6 +10,7 @@
 //! | `room` | the room on the disk: watermarks |
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
+//! | `witness` | what peers remember of each other's starts |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
@@ -24,20 +25,22 @@ pub mod room;
 pub mod scan;
 pub mod scrub;
 pub mod view;
+pub mod witness;
 
 use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::layout::Layout;
-use crate::dynamo::node::{ClusterId, Incarnation, Uid};
+use crate::dynamo::node::{ClusterId, Uid};
 use crate::storage::Store;
+use crate::storage::identity::Directory;
 use crate::telemetry::{Events, Stats};
 use arc_swap::ArcSwapOption;
 use errors::Failure;
 use peers::Peer;
 use proto::v1::Stamp;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -55,8 +58,6 @@ const DEADLINE_MAX: Duration = Duration::from_secs(60);
 pub struct Node {
     /// Its identity, made with its data directory.
     pub uid: Uid,
-    /// This life of it.
-    pub incarnation: Incarnation,
     /// Where the others reach it.
     pub address: String,
     /// Its records.
@@ -71,12 +72,16 @@ pub struct Node {
     pub requests: Semaphore,
     /// When it started, Unix milliseconds.
     pub started_at_ms: u64,
+    /// The same, for reckoning.
+    pub started: Instant,
     /// Set when the node is on its way out: client requests are refused, those under way go on.
     pub draining: AtomicBool,
     /// The disk is past its watermark: client puts are refused.
     pub disk_full: AtomicBool,
     /// Ends every loop.
     pub stop: CancellationToken,
+    /// Its data directory, and which life of it this is.
+    directory: Mutex<Directory>,
     cluster: ArcSwapOption<Cluster>,
     /// Held while the cluster or its layout is replaced, so that two changes do not cross.
     changing: tokio::sync::Mutex<()>,
@@ -97,10 +102,10 @@ pub struct Cluster {
 
 impl Node {
     /// A node on this store. It is blank until [`membership`] gives it a cluster.
-    pub fn new(uid: Uid, incarnation: Incarnation, address: String, store: Store) -> Arc<Self> {
+    pub fn new(directory: Directory, address: String, store: Store) -> Arc<Self> {
         Arc::new(Self {
-            uid,
-            incarnation,
+            uid: directory.uid(),
+            directory: Mutex::new(directory),
             address,
             store,
             stats: Stats::default(),
@@ -108,12 +113,18 @@ impl Node {
             scrub: scrub::Scrub::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),
+            started: clock::now(),
             draining: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             stop: CancellationToken::new(),
             cluster: ArcSwapOption::empty(),
             changing: tokio::sync::Mutex::new(()),
         })
+    }
+
+    /// Its data directory.
+    pub fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The cluster it belongs to.
@@ -160,7 +171,8 @@ impl Cluster {
         Stamp {
             cluster_id: self.id.to_bytes().to_vec().into(),
             uid: node.uid.to_bytes().to_vec().into(),
-            incarnation: node.incarnation.to_bytes().to_vec().into(),
+            start: Some(witness::to_wire(node.directory().start())),
+            forgot_starts: 0,
             layout_id: self.layout.id().to_bytes().to_vec().into(),
             layout_depth: self.layout.depth(),
             to_uid: to.to_bytes().to_vec().into(),

@@ -2,9 +2,10 @@
 //! in the batches they happen to come in. It reconnects by itself, and while it is broken every
 //! call fails at once: a dead peer never makes a request wait.
 
-use super::{Node, membership};
+use super::{Node, membership, witness};
 use crate::clock;
 use crate::dynamo::node::Uid;
+use crate::dynamo::start::Start;
 use proto::MESSAGE_BYTES_MAX;
 use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
@@ -115,6 +116,10 @@ pub struct Peer {
     pub uid: Uid,
     /// Where it is.
     pub address: String,
+    /// The newest start of it this node remembers. Locked while a newer one is brought to disk.
+    pub start: tokio::sync::Mutex<Option<Start>>,
+    /// It has seen no later start of this node.
+    confirmed: AtomicBool,
     calls: mpsc::Sender<Outgoing>,
     room: Arc<Semaphore>,
     usable: AtomicBool,
@@ -147,6 +152,8 @@ impl Peer {
         let peer = Arc::new(Self {
             uid,
             address,
+            start: tokio::sync::Mutex::new(witness::remembered(node, uid)),
+            confirmed: AtomicBool::new(false),
             calls,
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
             usable: AtomicBool::new(false),
@@ -194,6 +201,11 @@ impl Peer {
         }
         let health = lock(&self.health);
         if health.why.is_empty() { "does not answer".into() } else { health.why.clone() }
+    }
+
+    /// Whether it has seen no later start of this node.
+    pub fn has_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
     }
 
     /// What is known of it.
@@ -405,6 +417,14 @@ impl Link<'_> {
                     let stamp = reply.stamp.unwrap_or_default();
                     if let Err(why) = check_stamp(self.node, self.peer, &stamp) {
                         return why;
+                    }
+                    if stamp.forgot_starts > 0 {
+                        let who = self.peer.name(self.node);
+                        witness::forgot(self.node, &who, stamp.forgot_starts).await;
+                        return "has seen later starts of this node".into();
+                    }
+                    if !self.peer.confirmed.swap(true, Ordering::AcqRel) {
+                        witness::confirmed(self.node);
                     }
                     {
                         let mut signs = lock(&self.signs);
@@ -649,7 +669,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         started_at_ms: node.started_at_ms,
         bad_records: facts.bad_records,
         disk_full: node.disk_full.load(Ordering::Relaxed),
-        incarnation: node.incarnation.to_bytes().to_vec().into(),
+        incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
     }
 }
 

@@ -9,6 +9,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `node` | who a node is: uid, incarnation |
+//! | `start` | what members remember of each other's starts |
 //! | `key` | key, value and their limits |
 //! | `layout` | members, keyspaces and the table partition → replicas |
 //! | `plan` | who should hold what |
@@ -34,6 +35,7 @@ pub mod preference;
 pub mod quorum;
 pub mod read;
 pub mod scan;
+pub mod start;
 pub mod verdict;
 pub mod version;
 pub mod write;

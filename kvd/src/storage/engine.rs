@@ -70,7 +70,8 @@ struct Inner {
     recent: RwLock<Recent>,
     options: StoreOptions,
     uid: [u8; 16],
-    incarnation: Incarnation,
+    /// Under which the writer names writes; changes when the last one is resumed or denied.
+    incarnation: RwLock<Incarnation>,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
     room: Arc<Semaphore>,
     /// The writer, then the one that makes checkpoints.
@@ -152,7 +153,7 @@ enum Job {
         synced: Synced,
     },
     Fact {
-        name: &'static str,
+        name: String,
         value: Vec<u8>,
         synced: Synced,
     },
@@ -219,7 +220,7 @@ impl Store {
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
             uid: directory.uid().to_bytes(),
-            incarnation: directory.incarnation(),
+            incarnation: RwLock::new(directory.incarnation()),
             jobs: Mutex::new(Some(jobs)),
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
             threads: Mutex::new(Vec::new()),
@@ -324,14 +325,14 @@ impl Store {
     }
 
     /// Keeps a fact of the node: its cluster, its layout.
-    pub fn put_fact(&self, name: &'static str, value: Vec<u8>) -> Answer<()> {
+    pub fn put_fact(&self, name: &str, value: Vec<u8>) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
-        self.submit(Job::Fact { name, value, synced }, 0);
+        self.submit(Job::Fact { name: name.to_owned(), value, synced }, 0);
         when_synced
     }
 
     /// A fact kept by [`Store::put_fact`].
-    pub fn fact(&self, name: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
+    pub fn fact(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         self.working()?;
         let recent = read(&self.inner.recent).fact(name).cloned();
         let found = match recent {
@@ -346,6 +347,11 @@ impl Store {
         let (done, when_done) = oneshot::channel();
         self.submit(Job::Checkpoint { done }, 0);
         when_done
+    }
+
+    /// From now on names writes under this incarnation of the node.
+    pub fn live_as(&self, incarnation: Incarnation) {
+        *write(&self.inner.incarnation) = incarnation;
     }
 
     /// Sizes as they are now.
@@ -640,9 +646,12 @@ mod tests {
         (directory, store)
     }
 
+    /// As when every other member confirms that it saw no later start.
     fn open(path: &Path) -> (Directory, Store) {
-        let (directory, store) = try_open(path);
-        (directory, store.unwrap())
+        let (mut directory, store) = try_open(path);
+        let store = store.unwrap();
+        directory.resume().into_iter().for_each(|incarnation| store.live_as(incarnation));
+        (directory, store)
     }
 
     /// Every file of the store in `from`, put in place of those in `to`.
@@ -813,7 +822,7 @@ mod tests {
         let (dir, backup) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let clean_start = || {
             let (mut directory, store) = open(dir.path());
-            let request = 7 + u128::from(directory.starts());
+            let request = 7 + u128::from(directory.start().count);
             let actor = put(&store, "k", "v", request).actor;
             let mark = store.close().unwrap();
             directory.stopped_cleanly(mark).unwrap();

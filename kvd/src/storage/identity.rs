@@ -5,11 +5,14 @@
 //!
 //! The incarnation goes on only after a clean stop, and only if nothing was put back since: a node
 //! that may have lost writes must not use the actors that named them. So a clean stop leaves the
-//! same random mark in both places as its last act, and a start resumes the incarnation only if it
-//! finds them alike, and takes both away.
+//! same random mark in both places as its last act; a start that finds them alike takes both away
+//! and may resume the incarnation. It begins one of its own all the same, and resumes the last only
+//! when the other members have confirmed that no later start was seen ([`crate::dynamo::start`]):
+//! that the whole directory is no older copy, it cannot know.
 
 use crate::clock;
 use crate::dynamo::node::{Incarnation, Uid};
+use crate::dynamo::start::Start;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -99,7 +102,12 @@ pub struct Directory {
     path: PathBuf,
     facts: Facts,
     uid: Uid,
+    /// The one in use.
     incarnation: Incarnation,
+    /// The one this start began.
+    begun: Incarnation,
+    /// The last start's, if it ended cleanly and nobody has confirmed or denied it yet.
+    resumable: Option<Incarnation>,
     _lock: File,
 }
 
@@ -119,31 +127,63 @@ impl Directory {
         };
         let uid = parse_hex(path, &facts.uid).map(Uid)?;
         let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
-        let directory = Self { path: path.to_owned(), facts, uid, incarnation, _lock: lock };
+        let directory = Self {
+            path: path.to_owned(),
+            facts,
+            uid,
+            incarnation,
+            begun: incarnation,
+            resumable: None,
+            _lock: lock,
+        };
         if directory.is_new() {
             directory.write_facts()?; // before there is a database that names this node
         }
         Ok(directory)
     }
 
-    /// Begins a life, or goes on with the last one if it ended cleanly: `mark_inside` is what the
-    /// database says that stop left.
+    /// Begins a life. If the last one ended cleanly, which `mark_inside`, what the database says that
+    /// stop left, tells, it may be resumed.
     pub fn begin_life(&mut self, mark_inside: Option<u128>) -> Result<(), DirectoryError> {
         let mark_outside = self.facts.stop_mark.take();
         let mark_outside = mark_outside.and_then(|mark| u128::from_str_radix(&mark, 16).ok());
         let ended_cleanly = mark_outside.is_some() && mark_outside == mark_inside;
-        if self.facts.born && !ended_cleanly {
-            self.incarnation = Incarnation(clock::random_u128());
-            self.facts.incarnation = self.incarnation.to_string();
+        self.resumable = Some(self.incarnation).filter(|_| ended_cleanly);
+        if self.facts.born {
+            self.begin();
         }
         self.facts.born = true;
         self.facts.starts += 1;
         self.write_facts()
     }
 
+    /// Every other member has confirmed that it saw no later start: goes on with the last life, if
+    /// it can be. Returns it.
+    pub fn resume(&mut self) -> Option<Incarnation> {
+        self.incarnation = self.resumable.take()?;
+        Some(self.incarnation)
+    }
+
+    /// Another member has seen `later` starts of this node: this directory is an older copy, and
+    /// has forgotten writes. Begins another life, beyond them.
+    pub fn forgot(&mut self, later: u64) -> Result<Incarnation, DirectoryError> {
+        self.resumable = None;
+        self.begin();
+        self.facts.starts = self.facts.starts.max(later) + 1;
+        self.write_facts()?;
+        Ok(self.incarnation)
+    }
+
+    fn begin(&mut self) {
+        self.begun = Incarnation(clock::random_u128());
+        self.incarnation = self.begun;
+        self.facts.incarnation = self.begun.to_string();
+    }
+
     /// Everything is on disk, and the database holds `mark`: the next start may go on with this
     /// life.
     pub fn stopped_cleanly(&mut self, mark: u128) -> Result<(), DirectoryError> {
+        self.facts.incarnation = self.incarnation.to_string();
         self.facts.stop_mark = Some(format!("{mark:032x}"));
         self.write_facts()
     }
@@ -158,9 +198,9 @@ impl Directory {
         self.incarnation
     }
 
-    /// How often it was started, this time included.
-    pub fn starts(&self) -> u64 {
-        self.facts.starts
+    /// This start, as it is told to the other members.
+    pub fn start(&self) -> Start {
+        Start { count: self.facts.starts, incarnation: self.begun }
     }
 
     /// Whether the database is still to be made.
@@ -267,13 +307,16 @@ mod tests {
         let (uid, incarnation) = (first.uid(), first.incarnation());
         first.stopped_cleanly(7).unwrap();
         drop(first);
-        let second = start(dir.path(), Some(7));
+        let mut second = start(dir.path(), Some(7));
+        assert_ne!(second.incarnation(), incarnation, "nobody has confirmed it yet");
+        assert_eq!(second.resume(), Some(incarnation));
         assert_eq!((second.uid(), second.incarnation()), (uid, incarnation));
         drop(second); // as after a kill -9
-        let third = start(dir.path(), None);
+        let mut third = start(dir.path(), None);
         assert_eq!(third.uid(), uid);
+        assert_eq!(third.resume(), None);
         assert_ne!(third.incarnation(), incarnation);
-        assert_eq!(third.starts(), 3);
+        assert_eq!(third.start().count, 3);
     }
 
     #[test]
@@ -284,11 +327,28 @@ mod tests {
             let incarnation = before.incarnation();
             before.stopped_cleanly(left).unwrap();
             drop(before);
-            assert_ne!(start(dir.path(), found).incarnation(), incarnation);
+            assert_eq!(start(dir.path(), found).resume(), None, "{incarnation} goes on");
         }
         // And an identity of another time: the database was left, this file was not.
-        let before = start(dir.path(), None).incarnation();
-        assert_ne!(start(dir.path(), Some(9)).incarnation(), before);
+        drop(start(dir.path(), None));
+        assert_eq!(start(dir.path(), Some(9)).resume(), None);
+    }
+
+    #[test]
+    fn a_directory_that_peers_saw_later_begins_another_life_beyond_theirs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut before = start(dir.path(), None);
+        before.stopped_cleanly(7).unwrap();
+        drop(before);
+        let mut older = start(dir.path(), Some(7));
+        let told = older.start();
+        let begun = older.forgot(9).unwrap();
+        assert_eq!((older.start().count, older.incarnation()), (10, begun));
+        assert_ne!(begun, told.incarnation);
+        assert_eq!(older.resume(), None);
+        older.stopped_cleanly(8).unwrap();
+        drop(older);
+        assert_eq!(start(dir.path(), Some(8)).start().count, 11, "it is remembered");
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Writer {
                 }
                 Job::Fact { name, value, synced } => {
                     batch.synced.push(synced);
-                    batch.fact(name, value.into());
+                    batch.fact(&name, value.into());
                 }
                 Job::Checkpoint { done } => batch.checkpoints.push(done),
             }
@@ -131,7 +131,7 @@ impl Writer {
     ) -> Result<Prepared, StoreError> {
         let stored_key = Bytes::from(record::stored_key(key));
         let (local, is_new) = batch.current(store, &stored_key)?;
-        let incarnation = store.incarnation;
+        let incarnation = *read(&store.incarnation);
         let minter = Minter { incarnation, clock: &mut self.clock, now_ms, fresh_actor };
         let done = Object::coordinate(local, intent, minter)?;
         let bytes = Bytes::from(record::encode(&stored_key, &done.object));
