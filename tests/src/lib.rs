@@ -1,10 +1,15 @@
 //! The kit for tests that need more than one crate: real `kvd` processes, the real `kvctl`.
 //!
 //! - [`process`] runs clusters; everything it starts is killed when it is dropped.
+//! - [`load`] puts such a cluster under load and records a [`history`]; [`check`] judges it.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
 
+pub mod check;
+pub mod history;
+pub mod load;
 pub mod process;
 pub mod readme;
+pub mod rng;
 
 use std::time::{Duration, Instant};
 
