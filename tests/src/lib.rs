@@ -2,10 +2,14 @@
 //!
 //! - [`process`] runs clusters; everything it starts is killed when it is dropped.
 //! - [`load`] puts such a cluster under load and records a [`history`]; [`check`] judges it.
+//! - [`faults`] breaks the disks, syncs, writes and clocks under them; [`ledger`] knows what they
+//!   must not lose by it.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
 
 pub mod check;
+pub mod faults;
 pub mod history;
+pub mod ledger;
 pub mod load;
 pub mod process;
 pub mod readme;

@@ -34,6 +34,8 @@ pub struct Node {
     /// Past which it takes no puts. 101, never, unless a test is about that: the machine that runs
     /// the tests may be nearly full.
     pub disk_full_percent: u8,
+    /// More of its environment: what a test breaks around it.
+    pub env: Vec<(&'static str, String)>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -46,6 +48,7 @@ impl Node {
             address: free_address(),
             data_dir: dir.join(name),
             disk_full_percent: 101,
+            env: Vec::new(),
             log: dir.join(format!("{name}.log")),
             child: None,
         }
@@ -54,14 +57,7 @@ impl Node {
     /// Starts the process and waits until it answers.
     pub fn start(&mut self) {
         loop {
-            self.spawn();
-            let up = eventually(&format!("{} to answer", self.name), || {
-                if self.has_ended().is_some() {
-                    return Some(false);
-                }
-                std::net::TcpStream::connect(&self.address).is_ok().then_some(true)
-            });
-            match up {
+            match self.try_start() {
                 true => return,
                 // Another process took the port between our look and the start.
                 false if self.log().contains("cannot listen") && !self.data_dir.exists() => {
@@ -72,7 +68,23 @@ impl Node {
         }
     }
 
+    /// Starts the process and waits until it has opened its store and answers, or, then false, has
+    /// ended.
+    pub fn try_start(&mut self) -> bool {
+        let told = self.log().len();
+        self.spawn();
+        eventually(&format!("{} to answer", self.name), || {
+            if self.has_ended().is_some() {
+                return Some(false);
+            }
+            // It takes its port before it opens its store.
+            let is_open = self.log()[told..].contains(" listens ");
+            (is_open && std::net::TcpStream::connect(&self.address).is_ok()).then_some(true)
+        })
+    }
+
     fn spawn(&mut self) {
+        assert!(self.child.is_none() || self.has_ended().is_some(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = Command::new(binary("kvd"))
             .args(["--listen", &self.address, "--log", "kvd=debug,info"])
@@ -80,6 +92,7 @@ impl Node {
             .arg(&self.data_dir)
             .args(["--cache-mib", "16"])
             .env("KVD_DISK_FULL_PERCENT", self.disk_full_percent.to_string())
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -113,6 +126,11 @@ impl Node {
         self.child.as_mut()?.try_wait().expect("it is our child")
     }
 
+    /// Waits until it has ended by itself.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        eventually(&format!("{} to end", self.name), || self.has_ended())
+    }
+
     /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
@@ -141,7 +159,12 @@ pub struct Cluster {
 impl Cluster {
     /// `count` nodes, made a cluster by `kvctl cluster init`.
     pub fn start(count: usize) -> Self {
-        let cluster = Self::blank(count);
+        Self::start_with(count, |_| {})
+    }
+
+    /// The same, each node prepared before its first start.
+    pub fn start_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
+        let cluster = Self::blank_with(count, prepare);
         let members: Vec<String> =
             cluster.nodes.iter().map(|node| format!("{}={}", node.name, node.address)).collect();
         let init = cluster.kvctl(&["cluster", "init", "--name", "test", "--yes"]);
@@ -152,9 +175,14 @@ impl Cluster {
 
     /// `count` nodes that have not been given a cluster.
     pub fn blank(count: usize) -> Self {
+        Self::blank_with(count, |_| {})
+    }
+
+    fn blank_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut nodes: Vec<Node> =
             (1..=count).map(|i| Node::new(dir.path(), &format!("n{i}"))).collect();
+        nodes.iter_mut().for_each(prepare);
         nodes.iter_mut().for_each(Node::start);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Self { nodes, dir: Some(dir), runtime: runtime.expect("a runtime") }
@@ -183,9 +211,13 @@ impl Cluster {
 
     /// A client of node `position`.
     pub fn client(&self, position: usize) -> Client {
+        self.try_client(position).expect("the node answers")
+    }
+
+    /// A client of node `position`, if it answers.
+    pub fn try_client(&self, position: usize) -> Option<Client> {
         let address = [self.nodes[position].address.clone()];
-        let connected = self.block_on(Client::connect(&address, Duration::from_secs(5)));
-        connected.expect("the node answers")
+        self.block_on(Client::connect(&address, Duration::from_secs(5))).ok()
     }
 
     /// Waits until node `position` sees exactly these nodes up.

@@ -50,16 +50,22 @@ pub fn resume(node: &Arc<Node>) -> Result<(), String> {
 /// Replaces the node's cluster. Links to members that stay are kept.
 fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], layout: Layout) {
     let before = node.cluster.load_full();
-    let mut peers = BTreeMap::new();
+    let (mut peers, mut unlinked) = (BTreeMap::new(), Vec::new());
     for member in layout.members().iter().filter(|member| member.uid != node.uid) {
         let kept = before.as_ref().and_then(|cluster| cluster.peers.get(&member.uid));
         let kept = kept.filter(|peer| peer.address == member.address).cloned();
-        let peer = kept.unwrap_or_else(|| Peer::start(node, member.uid, member.address.clone()));
+        let peer = kept.unwrap_or_else(|| {
+            let (peer, link) = Peer::new(node, member.uid, member.address.clone());
+            unlinked.push(link);
+            peer
+        });
         peers.insert(member.uid, peer);
     }
     let sealer = Sealer::new(id, secret);
     let layout = Arc::new(layout);
     node.cluster.store(Some(Arc::new(Cluster { id, sealer, secret, layout, peers })));
+    // Not before: a link asks the node for its cluster.
+    unlinked.into_iter().for_each(|peer| peer.link(node));
 }
 
 /// Stores the cluster and its layout, then installs them.

@@ -131,6 +131,19 @@ pub struct Peer {
     health: Mutex<Health>,
 }
 
+/// A peer that is not linked to yet.
+pub struct Unlinked {
+    peer: Arc<Peer>,
+    waiting: mpsc::Receiver<Outgoing>,
+}
+
+impl Unlinked {
+    /// Links to it; the link lives until `node` stops.
+    pub fn link(self, node: &Arc<Node>) {
+        node.spawn(self.peer.run(Arc::clone(node), self.waiting));
+    }
+}
+
 struct Outgoing {
     body: call::Body,
     bytes: usize,
@@ -146,8 +159,8 @@ struct Pending {
 }
 
 impl Peer {
-    /// A member at `address`; its link lives until `node` stops.
-    pub fn start(node: &Arc<Node>, uid: Uid, address: String) -> Arc<Self> {
+    /// A member at `address`, and its link, to be made once the node's cluster has this member.
+    pub fn new(node: &Node, uid: Uid, address: String) -> (Arc<Self>, Unlinked) {
         let (calls, waiting) = mpsc::channel(QUEUE_CALLS_MAX);
         let peer = Arc::new(Self {
             uid,
@@ -168,8 +181,7 @@ impl Peer {
                 beat: None,
             }),
         });
-        node.spawn(Arc::clone(&peer).run(Arc::clone(node), waiting));
-        peer
+        (Arc::clone(&peer), Unlinked { peer, waiting })
     }
 
     /// Whether requests should be sent its way.

@@ -173,7 +173,7 @@ impl ClientWrite {
         }
         let quorum = Quorum::new(keyspace.n, "W", w, keyspace.w);
         let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
-        let seen = cluster.sealer.open(&key, context, clock::now_ms());
+        let seen = cluster.sealer.open(&key, context);
         let seen = seen.map_err(|error| errors::context(&error))?;
         let mode = match strict {
             Some(true) => Mode::Strict,

@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-/// How far ahead of this node's clock a counter in a client's context may be, milliseconds.
-/// Beyond it the context is refused: accepting it would drag this node's counters into the future.
+/// How far ahead of this node's clock a counter it sees may be to be followed, milliseconds. Beyond
+/// it some node's wall clock is or was wrong, and following would spread that to every node.
 pub const DRIFT_MS_MAX: u64 = 10 * 60 * 1000;
 
 const COUNT_BITS: u32 = 16;
@@ -27,8 +27,8 @@ impl Counter {
         self.0 >> COUNT_BITS
     }
 
-    /// Whether a clock that now reads `now_ms` refuses this as too far ahead.
-    pub fn is_too_far_ahead(self, now_ms: u64) -> bool {
+    /// Whether a clock that now reads `now_ms` does not follow this.
+    fn is_too_far_ahead(self, now_ms: u64) -> bool {
         self.ms() > now_ms.saturating_add(DRIFT_MS_MAX)
     }
 }
@@ -61,8 +61,13 @@ impl HybridClock {
 
     /// A counter above every earlier one and above `seen`, and the new ceiling if it must be
     /// persisted together with whatever uses the counter.
+    ///
+    /// A `seen` too far ahead is not followed. Nothing but the time shown for a write depends on
+    /// it: one supersedes another by its context, and a counter is compared with those of its own
+    /// node alone.
     pub fn mint(&mut self, now_ms: u64, seen: Counter) -> (Counter, Option<Counter>) {
-        let floor = self.last.max(seen).0 + 1;
+        let followed = !seen.is_too_far_ahead(now_ms.max(self.last.ms()));
+        let floor = if followed { self.last.max(seen) } else { self.last }.0 + 1;
         let counter = Counter(Counter::at_ms(now_ms).0.max(floor));
         self.last = counter;
         if counter <= self.ceiling {
@@ -94,11 +99,27 @@ mod tests {
                 let seen = Counter(seen % (last.0 + 1000));
                 let (counter, ceiling) = clock.mint(now, seen);
                 persisted = ceiling.unwrap_or(persisted);
-                prop_assert!(counter > last && counter > seen);
+                prop_assert!(counter > last);
+                prop_assert!(counter > seen || seen.is_too_far_ahead(now.max(last.ms())));
                 prop_assert!(counter <= persisted, "used a counter no restart would skip");
                 last = counter;
             }
         }
+    }
+
+    #[test]
+    fn a_clock_that_is_far_ahead_somewhere_is_not_followed() {
+        let mut clock = HybridClock::resume(Counter::default());
+        let now = 1_700_000_000_000;
+        let (first, _) = clock.mint(now, Counter::at_ms(now + DRIFT_MS_MAX));
+        assert_eq!(first.ms(), now + DRIFT_MS_MAX, "what is near is followed");
+        for far in [Counter::at_ms(now + 3 * DRIFT_MS_MAX), Counter(u64::MAX)] {
+            let (second, _) = clock.mint(now, far);
+            assert_eq!(second.ms(), first.ms());
+        }
+        // A node set back itself goes by what it minted before, not by what its wall clock says.
+        let (third, _) = clock.mint(0, Counter::at_ms(first.ms() + DRIFT_MS_MAX));
+        assert_eq!(third.ms(), first.ms() + DRIFT_MS_MAX);
     }
 
     #[test]

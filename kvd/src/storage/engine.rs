@@ -12,7 +12,7 @@ mod writer;
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
-use super::shards::{DatabaseError, ShardError, Shards};
+use super::shards::{self, DatabaseError, ShardError, Shards};
 use super::wal::Log;
 use super::{StoreError, record};
 use crate::clock;
@@ -171,25 +171,25 @@ impl Store {
         options: &StoreOptions,
     ) -> Result<Self, OpenError> {
         let place = disk.place();
-        let in_words =
-            |error: &dyn fmt::Display| OpenError::Files(place.clone(), error.to_string());
+        let in_words = |error| OpenError::of_database(&place, &error);
         let shards = Shards::open(&*disk, directory.is_new(), options.cache_bytes)
             .map_err(|error| OpenError::of_shard(directory, error))?;
-        let signs = shards.signs().map_err(|error| in_words(&error))?;
+        let signs = shards.signs().map_err(in_words)?;
         let uid = directory.uid().to_bytes();
         if let Some(inside) = signs.uids.iter().flatten().find(|inside| **inside != uid) {
             return Err(OpenError::mixed(directory, *inside));
         }
         directory.begin_life(signs.stop_mark)?;
-        shards.sign(uid, None).map_err(|error| in_words(&error))?;
+        shards.sign(uid, None).map_err(in_words)?;
 
         let mut layer = Layer::default();
         // Everything up to the least is in every file; of what is between, some files hold newer
         // states, which the rest of the log brings back.
         let applied = signs.applied.iter().copied().min().unwrap_or(0);
         let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
-        let (mut log, replayed) = log.map_err(|error| in_words(&error))?;
-        bring_back(&shards, &mut log, &layer).map_err(|error| in_words(&error))?;
+        let refused = |error: io::Error| OpenError::Refused(place.clone(), error.to_string());
+        let (mut log, replayed) = log.map_err(refused)?;
+        bring_back(&shards, &mut log, &layer).map_err(in_words)?;
         for damage in &replayed.damage {
             tracing::error!(
                 ?damage,
@@ -197,7 +197,7 @@ impl Store {
             );
         }
         let started = Self::start(directory, disk, shards, log, options);
-        let store = started.map_err(|error| in_words(&error))?;
+        let store = started.map_err(in_words)?;
         store.inner.bad_records.store(replayed.damage.len() as u64, Ordering::Relaxed);
         Ok(store)
     }
@@ -571,6 +571,11 @@ pub enum OpenError {
         "the files in {0} cannot be opened: {1}; restore them from a backup, or remove the data directory and let this node join as a new one"
     )]
     Files(String, String),
+    /// The operating system refuses to read or write them; that says nothing about what is in them.
+    #[error(
+        "the files in {0} cannot be used now: {1}; see that its disk works, has room and can be written to, then start this node again: nothing was given up"
+    )]
+    Refused(String, String),
 }
 
 impl OpenError {
@@ -581,10 +586,18 @@ impl OpenError {
             ShardError::Unusable(name, why) => {
                 Self::Files(format!("{}/{name}", path.display()), why)
             }
+            ShardError::Refused(why) => Self::Refused(path.display().to_string(), why),
             ShardError::Misplaced(name) => {
                 let why = format!("{name} is the file of another part of the ring");
                 Self::Files(path.display().to_string(), why)
             }
+        }
+    }
+
+    fn of_database(place: &str, error: &DatabaseError) -> Self {
+        match shards::refusal(error) {
+            Some(refusal) => Self::Refused(place.to_owned(), refusal.to_string()),
+            None => Self::Files(place.to_owned(), error.to_string()),
         }
     }
 

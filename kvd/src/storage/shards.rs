@@ -31,6 +31,15 @@ const META_APPLIED: &str = "log_applied";
 /// An error of the database, in words.
 pub type DatabaseError = redb::Error;
 
+/// The error of the operating system that an error of the database is, if it is one: a full disk
+/// says nothing about the file.
+pub fn refusal(error: &DatabaseError) -> Option<&io::Error> {
+    match error {
+        DatabaseError::Io(error) if error.raw_os_error().is_some() => Some(error),
+        _ => None,
+    }
+}
+
 /// All files, open.
 pub struct Shards {
     databases: Vec<Shard>,
@@ -55,6 +64,8 @@ pub enum ShardError {
     Missing(String),
     /// redb cannot use it.
     Unusable(String, String),
+    /// The operating system refuses a call on it.
+    Refused(String),
     /// It is another range's file.
     Misplaced(String),
 }
@@ -66,8 +77,7 @@ impl Shards {
         let open = |index| open_shard(disk, index, is_new, cache_bytes / SHARDS, &first_error);
         let databases = (0..SHARDS).map(open).collect::<Result<_, _>>()?;
         if is_new {
-            let unusable = |error: io::Error| ShardError::Unusable(disk.place(), error.to_string());
-            disk.sync_names().map_err(unusable)?;
+            disk.sync_names().map_err(|error| ShardError::Refused(error.to_string()))?;
         }
         Ok(Self { databases, first_error })
     }
@@ -273,13 +283,16 @@ fn open_shard(
     first_error: &Arc<OnceLock<String>>,
 ) -> Result<Shard, ShardError> {
     let name = shard_name(index);
-    let unusable =
-        |error: &dyn std::fmt::Display| ShardError::Unusable(name.clone(), error.to_string());
-    let file = disk.open(&name).map_err(|error| unusable(&error))?;
+    let refused = |error: io::Error| ShardError::Refused(error.to_string());
+    let unusable = |error: DatabaseError| match refusal(&error) {
+        Some(error) => ShardError::Refused(error.to_string()),
+        None => ShardError::Unusable(name.clone(), error.to_string()),
+    };
+    let file = disk.open(&name).map_err(refused)?;
     if is_new {
         // A first start that was cut short may have left half a file.
-        file.set_len(0).map_err(|error| unusable(&error))?;
-    } else if file.len().map_err(|error| unusable(&error))? == 0 {
+        file.set_len(0).map_err(refused)?;
+    } else if file.len().map_err(refused)? == 0 {
         return Err(ShardError::Missing(name));
     }
     let open = || -> Result<Shard, DatabaseError> {
@@ -297,11 +310,11 @@ fn open_shard(
         transaction.commit()?;
         Ok(database)
     };
-    let database = guarded(open).map_err(|error| unusable(&error))?;
+    let database = guarded(open).map_err(unusable)?;
     let of = || -> Result<Option<[u8; 1]>, DatabaseError> {
         Ok(array(&database.begin_read()?.open_table(META)?, META_SHARD)?)
     };
-    match guarded(of).map_err(|error| unusable(&error))? {
+    match guarded(of).map_err(unusable)? {
         Some([of]) if usize::from(of) == index => Ok(database),
         _ => Err(ShardError::Misplaced(name)),
     }
