@@ -100,6 +100,9 @@ pub(crate) enum Command {
     /// Prove the checksum of every record, and heal what is bad
     #[command(subcommand)]
     Scrub(Scrub),
+    /// Give back to the disk what is free inside the nodes' files
+    #[command(subcommand)]
+    Compact(Compact),
     /// Make a cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -470,6 +473,24 @@ pub(crate) enum Scrub {
     },
     /// Say how scrubs are going; exit 11 if a record is bad and could not be healed
     #[command(after_help = "Examples:\n  kvctl scrub status\n  kvctl scrub status -o json")]
+    Status {
+        /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Compact {
+    /// Start a compaction on every node, or on one; it goes on without kvctl
+    #[command(after_help = "Examples:\n  kvctl compact start\n  kvctl compact start --node n2")]
+    Start {
+        /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Say how compactions are going; exit 11 if one broke off
+    #[command(after_help = "Examples:\n  kvctl compact status\n  kvctl compact status -o json")]
     Status {
         /// Only on this node
         #[arg(long, value_name = "NODE")]

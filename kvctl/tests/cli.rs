@@ -857,6 +857,10 @@ impl Admin for Fake {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn read_copy(
         &self,
         _: Request<ReadCopyRequest>,

@@ -3,6 +3,7 @@
 //! Built-in defaults < file (TOML) < environment (`KVD_…`) < flags.
 
 use crate::cluster::room::Watermarks;
+use crate::cluster::scrub::Pace;
 use crate::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Runs one node of a kvd cluster.
 ///
@@ -78,9 +80,16 @@ pub struct Flags {
     /// Say that the disk fills up from so many percent on. Default: 85.
     #[arg(long, env = "KVD_DISK_WARN_PERCENT", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub disk_warn_percent: Option<u8>,
-    /// Refuse client puts from so many percent on; 101: never. Default: 95.
+    /// Refuse client puts from so many percent on; 101: only when the room kept in reserve had to
+    /// be used. Default: 95.
     #[arg(long, env = "KVD_DISK_FULL_PERCENT", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=101))]
     pub disk_full_percent: Option<u8>,
+    /// How often every record is proven by itself: 12h, 7d, or off. Default: 7d.
+    #[arg(long, env = "KVD_SCRUB_EVERY", value_name = "TIME")]
+    pub scrub_every: Option<Cycle>,
+    /// Prove so many MiB of records a second, at most. Default: 64.
+    #[arg(long, env = "KVD_SCRUB_MIB_PER_SECOND", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub scrub_mib_per_second: Option<u32>,
     /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
     #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -108,6 +117,9 @@ struct File {
     disk_warn_percent: Option<u8>,
     #[serde(default, deserialize_with = "disk_full_percent")]
     disk_full_percent: Option<u8>,
+    scrub_every: Option<Cycle>,
+    #[serde(default, deserialize_with = "scrub_mib_per_second")]
+    scrub_mib_per_second: Option<u32>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -127,6 +139,8 @@ pub struct Config {
     pub write_buffer_bytes: usize,
     /// When the disk counts as filling up, and as full.
     pub watermarks: Watermarks,
+    /// How often every record is proven, and how fast.
+    pub scrub: Pace,
     /// What to log.
     pub log: String,
     /// How.
@@ -173,6 +187,13 @@ impl Config {
                 warn: flags.disk_warn_percent.or(file.disk_warn_percent).unwrap_or(85),
                 full: flags.disk_full_percent.or(file.disk_full_percent).unwrap_or(95),
             },
+            scrub: Pace {
+                every: flags.scrub_every.or(file.scrub_every).unwrap_or_default().0,
+                bytes_per_second: u64::from(
+                    flags.scrub_mib_per_second.or(file.scrub_mib_per_second).unwrap_or(64),
+                ) * 1024
+                    * 1024,
+            },
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             stop_with_stdin: flags.stop_with_stdin,
@@ -204,6 +225,10 @@ fn disk_full_percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D
 
 fn write_buffer_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     whole(from, "write_buffer_mib", 65_536)
+}
+
+fn scrub_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "scrub_mib_per_second", 65_536)
 }
 
 /// A whole number from 1 to `max`.
@@ -249,6 +274,44 @@ impl FromStr for Advertise {
     }
 }
 
+/// How often something is done; `None`: never.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cycle(Option<Duration>);
+
+impl Default for Cycle {
+    fn default() -> Self {
+        Self(Some(Duration::from_secs(7 * 24 * 3600)))
+    }
+}
+
+impl FromStr for Cycle {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if matches!(text, "off" | "0") {
+            return Ok(Self(None));
+        }
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let factor = match unit {
+            "s" => Some(1),
+            "m" => Some(60),
+            "h" => Some(3600),
+            "d" => Some(24 * 3600),
+            _ => None,
+        };
+        let number = number.parse::<u32>().ok().filter(|number| (1..=36_500).contains(number));
+        match number.zip(factor) {
+            Some((number, factor)) => {
+                Ok(Self(Some(Duration::from_secs(u64::from(number) * factor))))
+            }
+            None => {
+                Err(format!("{text:?} is not a time of up to 36500d, such as 12h or 7d, or off"))
+            }
+        }
+    }
+}
+
 /// Lets a type that parses from text be read from a file, with the same error.
 macro_rules! deserialize_from_text {
     ($($name:ident),*) => {$(
@@ -270,7 +333,7 @@ macro_rules! deserialize_from_text {
     )*};
 }
 
-deserialize_from_text!(Listen, Advertise);
+deserialize_from_text!(Listen, Advertise, Cycle);
 
 #[cfg(test)]
 mod tests {
@@ -299,11 +362,31 @@ mod tests {
             ("\nlisten = \"here\"\n", &["kvd.toml", "line 2", "listen", "is not IP:PORT"][..]),
             ("listne = 1\n", &["line 1", "listne", "listen"]),
             ("cache_mib = 0\n", &["line 1", "cache_mib is 1 to 1048576"]),
+            ("scrub_every = \"soon\"\n", &["line 1", "\"soon\" is not a time"]),
+            ("scrub_mib_per_second = 0\n", &["line 1", "scrub_mib_per_second is 1 to 65536"]),
         ] {
             let (_dir, flags) = file(text);
             let error = Config::resolve(flags).unwrap_err().to_string();
             assert!(expected.iter().all(|part| error.contains(part)), "{error}");
         }
+    }
+
+    #[test]
+    fn a_cycle_is_read_as_people_write_it() {
+        let seconds = |text: &str| {
+            let cycle = text.parse::<Cycle>().ok()?;
+            Some(cycle.0.map(|every| every.as_secs()))
+        };
+        for (text, expected) in
+            [("2s", 2), ("5m", 300), ("12h", 43_200), ("7d", 604_800), ("36500d", 3_153_600_000)]
+        {
+            assert_eq!(seconds(text), Some(Some(expected)), "{text}");
+        }
+        assert_eq!([seconds("off"), seconds("0")], [Some(None), Some(None)]);
+        for bad in ["", "7", "d", "0d", "-1d", "1.5h", "36501d", "1w", "99999999999d"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+        assert_eq!(Cycle::default(), "7d".parse().unwrap());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
-use crate::cluster::{Node, membership, room, scrub};
+use crate::cluster::{Node, compact, membership, room, scrub};
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
@@ -75,7 +75,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(_) => tracing::info!("blank: waiting to be given a cluster (kvctl cluster init)"),
     }
 
-    node.spawn(scrub::run(Arc::clone(&node)));
+    node.spawn(scrub::run(Arc::clone(&node), config.scrub));
+    node.spawn(compact::watch(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));
 
     let (health, health_service) = tonic_health::server::health_reporter();

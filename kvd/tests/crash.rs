@@ -18,7 +18,9 @@ use kvd::dynamo::object::{Intent, Mine, Minter, Object, Record};
 use kvd::dynamo::version::{Actor, Clock, Dot};
 use kvd::storage::disk::Disk;
 use kvd::storage::identity::Directory;
-use kvd::storage::{Answer, OpenError, Prepared, Store, StoreError, StoreOptions, record};
+use kvd::storage::{
+    Answer, Compaction, OpenError, Prepared, Store, StoreError, StoreOptions, record,
+};
 use proto::token::Token;
 use simdisk::{EIO, ENOSPC, PANIC, Rng, SimDisk};
 use std::collections::{BTreeMap, BTreeSet};
@@ -194,18 +196,45 @@ impl Wake for Unpark {
     }
 }
 
-/// The answer, which must come: a caller is never left without.
-fn wait<T>(answer: Answer<T>) -> Result<Result<T, StoreError>, Failure> {
-    let (mut answer, started) = (pin!(answer), Instant::now());
+/// What `work` leads to, unless it takes too long.
+fn block_on<T>(work: impl Future<Output = T>) -> Option<T> {
+    let (mut work, started) = (pin!(work), Instant::now());
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     loop {
-        match answer.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(Ok(answer)) => return Ok(answer),
-            Poll::Ready(Err(_)) => return wrong("a caller was left without an answer"),
-            Poll::Pending if started.elapsed() > PATIENCE => return wrong("no answer comes"),
+        match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(done) => return Some(done),
+            Poll::Pending if started.elapsed() > PATIENCE => return None,
             Poll::Pending => thread::park_timeout(PATIENCE),
         }
     }
+}
+
+/// The answer, which must come: a caller is never left without.
+fn wait<T>(answer: Answer<T>) -> Result<Result<T, StoreError>, Failure> {
+    match block_on(answer) {
+        Some(Ok(answer)) => Ok(answer),
+        Some(Err(_)) => wrong("a caller was left without an answer"),
+        None => wrong("no answer comes"),
+    }
+}
+
+/// How a compaction went, once it is over. `None`: the store stopped in it.
+fn compacted(store: &Store) -> Option<Compaction> {
+    let (mut compaction, mut stopped) = (store.compaction(), store.stopped());
+    let over = async {
+        let (mut ended, mut broken) = (
+            pin!(compaction.wait_for(|compaction| !compaction.running)),
+            pin!(stopped.wait_for(Option::is_some)),
+        );
+        std::future::poll_fn(|context| {
+            if let Poll::Ready(Ok(ended)) = ended.as_mut().poll(context) {
+                return Poll::Ready(Some(ended.clone()));
+            }
+            broken.as_mut().poll(context).map(|_| None)
+        })
+        .await
+    };
+    block_on(over).expect("a compaction comes to its end")
 }
 
 // === a run ===
@@ -421,6 +450,9 @@ impl Run {
             let found = store.fact(name).map_err(|error| Failure::Wrong(error.to_string()))?;
             self.facts.entry(name).or_default().resolve(found)?;
         }
+        if let Some(left) = self.disk.list().unwrap().iter().find(|name| name.ends_with(".new")) {
+            return wrong(format!("{left} is left of a compaction"));
+        }
         let limit = self.rng.below(9) as usize + 1;
         let scanned = scan_all(store, limit)?;
         if scanned != present {
@@ -438,6 +470,7 @@ impl Run {
     fn act(&mut self) -> Result<bool, Failure> {
         match self.rng.below(24) {
             0 => return self.close_and_open(),
+            3 | 4 => self.store().compact(), // it goes on beside what follows
             1 => self.hear_peer(),
             2 => {
                 let checkpoint = self.store().checkpoint();
@@ -1138,6 +1171,181 @@ fn an_error_on_a_read_stops_the_store() {
     node.disk = node.disk.restart();
     let (_directory, store) = node.open().unwrap();
     node.has_all_acked(&store);
+}
+
+// === compaction ===
+
+/// A node whose shards hold much that is free, and its directory and store.
+fn node_to_compact() -> (Node, Directory, Store) {
+    let mut node = Node::new();
+    let (directory, store) = node.open().unwrap();
+    for length in [40_000, 300] {
+        let puts = (0..60).map(|name| node.put(&store, name, length)).collect();
+        assert!(node.settle(puts));
+        wait(store.checkpoint()).unwrap().unwrap();
+    }
+    (node, directory, store)
+}
+
+#[test]
+fn a_compaction_gives_back_what_is_free_while_writes_go_on() {
+    let (mut node, mut directory, store) = node_to_compact();
+    let before = store.facts().data_bytes;
+    store.compact();
+    for round in 0..40 {
+        let puts = (0..20).map(|i| node.put(&store, round + i, 3_000)).collect();
+        assert!(node.settle(puts));
+        node.has_all_acked(&store);
+    }
+    let compaction = compacted(&store).unwrap();
+    assert_eq!((compaction.error.as_str(), compaction.files_done), ("", Compaction::FILES));
+    assert!(compaction.bytes_after < compaction.bytes_before / 2, "{compaction:?}");
+    wait(store.checkpoint()).unwrap().unwrap();
+    assert!(store.facts().data_bytes < before, "{before} and then {:?}", store.facts());
+    node.has_all_acked(&store);
+    let life = directory.incarnation();
+    directory.stopped_cleanly(store.close().unwrap()).unwrap();
+    drop((store, directory));
+    node.disk = node.disk.power_loss(&mut Rng::new(4));
+    let (directory, store) = node.open().unwrap();
+    assert_eq!(directory.incarnation(), life, "a stop mark is left in each new file");
+    node.has_all_acked(&store);
+}
+
+#[test]
+fn power_lost_at_any_moment_of_a_compaction_loses_nothing() {
+    for (moment, killed) in (0..).step_by(3).zip([false, true].into_iter().cycle()) {
+        let (mut node, directory, store) = node_to_compact();
+        node.disk.crash_after(moment);
+        store.compact();
+        let ended = compacted(&store).is_some_and(|compaction| compaction.error.is_empty());
+        drop((store, directory));
+        node.disk = match killed {
+            true => node.disk.restart(),
+            false => node.disk.power_loss(&mut Rng::new(moment)),
+        };
+        let (_directory, store) = node.open().unwrap();
+        node.has_all_acked(&store);
+        let names = node.disk.list().unwrap();
+        assert!(!names.iter().any(|name| name.ends_with(".new")), "{names:?}");
+        if ended {
+            assert!(moment > 100, "a compaction writes more than that");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_new_file_has_its_name_for_good_before_it_is_used() {
+    for seed in 0..12 {
+        let (mut node, mut directory, store) = node_to_compact();
+        store.compact();
+        assert_eq!(compacted(&store).unwrap().error, "");
+        // Nothing more is written but the mark of a clean stop, into the new files.
+        let life = directory.incarnation();
+        directory.stopped_cleanly(store.close().unwrap()).unwrap();
+        drop((store, directory));
+        node.disk = node.disk.power_loss(&mut Rng::new(seed));
+        let (directory, store) = node.open().unwrap();
+        assert_eq!(directory.incarnation(), life);
+        node.has_all_acked(&store);
+    }
+}
+
+#[test]
+fn a_compaction_that_finds_no_room_is_given_up_in_words_and_the_store_goes_on() {
+    let (mut node, _directory, store) = node_to_compact();
+    let before = node.disk.used_bytes();
+    node.disk.capacity(before + 8192);
+    store.compact();
+    let compaction = compacted(&store).unwrap();
+    assert!(compaction.error.contains("no room for a copy of store/shard-0"), "{compaction:?}");
+    // And when the room goes while it is made.
+    node.disk.hurt_no_more();
+    node.disk.fail_writes(".new", 3, ENOSPC);
+    store.compact();
+    let compaction = compacted(&store).unwrap();
+    assert!(compaction.error.contains("no room left"), "{compaction:?}");
+    node.disk.hurt_no_more();
+    assert_eq!(node.disk.used_bytes(), before, "nothing is left of it");
+    node.put_all_of(&store, 5);
+    node.has_all_acked(&store);
+    store.compact();
+    assert_eq!(compacted(&store).unwrap().error, "");
+    node.has_all_acked(&store);
+}
+
+#[test]
+fn an_error_in_a_compaction_stops_the_store_and_loses_nothing() {
+    type Hurt = fn(&SimDisk, u64);
+    let hurts: [Hurt; 3] = [
+        |disk, skip| disk.fail_writes(".new", skip, EIO),
+        |disk, skip| disk.fail_syncs(".new", skip, EIO),
+        |disk, _| disk.fail_reads("shard-"),
+    ];
+    for (hurt, skip) in hurts.into_iter().flat_map(|hurt| (0..6).map(move |skip| (hurt, skip))) {
+        let (mut node, directory, store) = node_to_compact();
+        hurt(&node.disk, skip);
+        store.compact();
+        assert_eq!(compacted(&store), None, "the store stops");
+        refuses_everything(&store, &key(0)).unwrap();
+        drop((store, directory));
+        node.disk.hurt_no_more();
+        node.disk = node.disk.power_loss(&mut Rng::new(skip));
+        let (_directory, store) = node.open().unwrap();
+        node.has_all_acked(&store);
+    }
+}
+
+// === the reserve ===
+
+/// A disk, and the reserve on it, bytes.
+const SMALL_DISK: u64 = 400 << 20;
+const RESERVE: u64 = 32 << 20;
+
+#[test]
+fn with_the_reserve_a_store_on_a_full_disk_goes_on_and_stops_cleanly() {
+    let mut node = Node::new();
+    node.disk.capacity(SMALL_DISK);
+    let (mut directory, store) = node.open().unwrap();
+    assert!(store.tend_reserve().unwrap());
+    assert_eq!(node.disk.bytes_of("reserve").len() as u64, RESERVE);
+    node.put_all_of(&store, 20);
+    // Somebody else takes all there is.
+    node.disk.capacity(node.disk.used_bytes());
+    assert!(store.tend_reserve().unwrap(), "nobody needs it yet");
+    for round in 0..20 {
+        let puts = (0..20).map(|i| node.put(&store, round + i, 3_000)).collect();
+        assert!(node.settle(puts), "{:?}", store.stopped().borrow());
+    }
+    assert!(!store.tend_reserve().unwrap(), "it was needed, and is not made of its own room");
+    node.has_all_acked(&store);
+    let life = directory.incarnation();
+    directory.stopped_cleanly(store.close().expect("a clean stop")).unwrap();
+    drop((store, directory));
+    node.disk = node.disk.power_loss(&mut Rng::new(9));
+
+    let (directory, store) = node.open().unwrap();
+    assert_eq!(directory.incarnation(), life);
+    assert!(!store.tend_reserve().unwrap());
+    node.disk.capacity(SMALL_DISK);
+    assert!(store.tend_reserve().unwrap(), "there is room again");
+    assert_eq!(node.disk.bytes_of("reserve").len() as u64, RESERVE);
+    node.has_all_acked(&store);
+}
+
+#[test]
+fn a_reserve_found_at_the_start_is_used_if_the_start_needs_it() {
+    let mut node = Node::new();
+    node.disk.capacity(SMALL_DISK);
+    let (directory, store) = node.open().unwrap();
+    node.put_all_of(&store, 64);
+    drop((store, directory)); // what is in the log is still to be brought in
+    node.disk.capacity(node.disk.used_bytes());
+    node.disk = node.disk.restart();
+    let (_directory, store) = node.open().unwrap();
+    node.has_all_acked(&store);
+    assert!(!store.tend_reserve().unwrap());
 }
 
 // === damage ===

@@ -1,6 +1,8 @@
 //! What a node does when its disk is not what it was: real files of real processes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use proto::client::Client;
+use proto::v1::{DeleteRequest, GetClusterRequest, GetReply, GetRequest, NodeStats, PutRequest};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -175,4 +177,190 @@ fn a_full_disk_refuses_puts_and_everything_else_goes_on() {
     eventually("n2 to take puts again", || {
         run(cluster.kvctl_via(0, &["put", "all", "v", "--w", "3"])).status.success().then_some(())
     });
+}
+
+// === compaction ===
+
+/// A node of its own with a small write buffer, so that what is written is soon in its files, and
+/// a client of it.
+fn lone_node() -> (Cluster, Client) {
+    let mut cluster = Cluster::start(1);
+    assert!(cluster.nodes[0].stop().success());
+    cluster.nodes[0].env = vec![("KVD_WRITE_BUFFER_MIB", "1".into())];
+    cluster.nodes[0].start();
+    cluster.wait_until_up(0, &["n1"]);
+    let client = cluster.client(0);
+    (cluster, client)
+}
+
+/// A large value that no other write of a test has.
+fn large(i: usize, version: usize, length: usize) -> Vec<u8> {
+    format!("<{i}:{version}>").bytes().cycle().take(length).collect()
+}
+
+fn get(cluster: &Cluster, client: &Client, i: usize) -> GetReply {
+    let request =
+        GetRequest { key: format!("k{i}").into(), timeout_ms: 20_000, ..Default::default() };
+    cluster.block_on(async { client.kv().get(request).await }).unwrap().into_inner()
+}
+
+fn put(cluster: &Cluster, client: &Client, i: usize, value: Vec<u8>) {
+    let request = PutRequest {
+        key: format!("k{i}").into(),
+        value: value.into(),
+        context: get(cluster, client, i).context,
+        timeout_ms: 20_000,
+        ..Default::default()
+    };
+    cluster.block_on(async { client.kv().put(request).await }).unwrap();
+}
+
+fn holds(cluster: &Cluster, client: &Client, i: usize, expected: Option<&[u8]>) {
+    let found = get(cluster, client, i);
+    let values: Vec<&[u8]> = found.siblings.iter().map(|sibling| &sibling.value[..]).collect();
+    assert!(values.iter().copied().eq(expected), "k{i}: {} values, or another", values.len());
+}
+
+fn stats(cluster: &Cluster, client: &Client) -> NodeStats {
+    let view = cluster.block_on(async {
+        client.admin().get_cluster(GetClusterRequest::default()).await.unwrap().into_inner()
+    });
+    view.nodes.into_iter().next().unwrap().stats.unwrap()
+}
+
+/// What `kvctl compact status` says of n1.
+fn compaction(cluster: &Cluster) -> serde_json::Value {
+    let status = run(cluster.kvctl(&["compact", "status", "-o", "json"]));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    status["data"][0].clone()
+}
+
+/// The files of a compaction that are there.
+fn copies(store: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(store).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".new")).collect()
+}
+
+#[test]
+fn a_compaction_gives_room_back_while_the_node_serves() {
+    const KEYS: usize = 200;
+    let (mut cluster, client) = lone_node();
+    for i in 0..KEYS {
+        put(&cluster, &client, i, large(i, 1, 150_000));
+    }
+    // A quarter stays as it is, a quarter becomes small, half goes.
+    for i in 0..KEYS / 4 {
+        put(&cluster, &client, i, large(i, 2, 100));
+    }
+    for i in KEYS / 2..KEYS {
+        let request = DeleteRequest { key: format!("k{i}").into(), ..Default::default() };
+        cluster.block_on(async { client.kv().delete(request).await }).unwrap();
+    }
+    let as_it_should_be = |cluster: &Cluster, client: &Client| {
+        for i in 0..KEYS {
+            let expected = match i {
+                _ if i < KEYS / 4 => Some(large(i, 2, 100)),
+                _ if i < KEYS / 2 => Some(large(i, 1, 150_000)),
+                _ => None,
+            };
+            holds(cluster, client, i, expected.as_deref());
+        }
+    };
+    assert_eq!(compaction(&cluster)["state"], "never");
+    let before = stats(&cluster, &client).data_bytes;
+    ok(cluster.kvctl(&["compact", "start"]));
+    let mut round = 0;
+    let done = eventually("the compaction to end", || {
+        // All it holds is served, and it takes writes.
+        as_it_should_be(&cluster, &client);
+        round += 1;
+        put(&cluster, &client, KEYS, large(KEYS, round, 50_000));
+        holds(&cluster, &client, KEYS, Some(&large(KEYS, round, 50_000)));
+        let now = compaction(&cluster);
+        (now["state"] != "running").then_some(now)
+    });
+    assert_eq!((&done["state"], &done["files_done"]), (&"done".into(), &4.into()), "{done}");
+    let bytes = |name: &str| done[name].as_str().unwrap().parse::<u64>().unwrap();
+    assert!(bytes("bytes_after") < bytes("bytes_before") / 2, "{done}");
+    let given_back = bytes("bytes_before") - bytes("bytes_after");
+    let after = eventually("the files to be smaller", || {
+        let after = stats(&cluster, &client).data_bytes;
+        (after + given_back / 2 < before).then_some(after)
+    });
+    assert!(after > 0);
+    let shown = text(&ok(cluster.kvctl(&["compact", "status"])));
+    assert!(shown.contains("4/4"), "{shown}");
+
+    as_it_should_be(&cluster, &client);
+    cluster.nodes[0].kill();
+    cluster.nodes[0].start();
+    let client = cluster.client(0);
+    as_it_should_be(&cluster, &client);
+    holds(&cluster, &client, KEYS, Some(&large(KEYS, round, 50_000)));
+}
+
+#[test]
+fn a_node_killed_in_a_compaction_has_everything_and_no_leftover() {
+    const KEYS: usize = 300;
+    let (mut cluster, client) = lone_node();
+    for i in 0..KEYS {
+        put(&cluster, &client, i, large(i, 1, 150_000));
+    }
+    let store = cluster.nodes[0].data_dir.join("store");
+    ok(cluster.kvctl(&["compact", "start"]));
+    eventually("a file to be written anew", || (!copies(&store).is_empty()).then_some(()));
+    cluster.nodes[0].kill();
+    assert!(!copies(&store).is_empty(), "it was killed in the middle");
+    cluster.nodes[0].start();
+    cluster.wait_until_up(0, &["n1"]);
+    assert!(copies(&store).is_empty());
+    assert_eq!(compaction(&cluster)["state"], "never", "it is not gone on with");
+    let client = cluster.client(0);
+    for i in 0..KEYS {
+        holds(&cluster, &client, i, Some(&large(i, 1, 150_000)));
+    }
+}
+
+// === scrubs that come by themselves ===
+
+/// What `kvctl scrub status` says of n1.
+fn scrub(cluster: &Cluster) -> serde_json::Value {
+    let status = ok(cluster.kvctl(&["scrub", "status", "-o", "json"]));
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    status["data"][0].clone()
+}
+
+#[test]
+fn a_scrub_comes_by_itself_and_a_restart_does_not_begin_its_cycle_anew() {
+    let mut cluster = Cluster::start(1);
+    ok(cluster.kvctl(&["put", "k", "v"]));
+    let new = scrub(&cluster);
+    assert_eq!((&new["state"], &new["full_at"]), (&"never".into(), &().into()), "{new}");
+    assert!(new["due_at"].is_string(), "{new}");
+
+    let restart = |cluster: &mut Cluster, every: &str| {
+        assert!(cluster.nodes[0].stop().success());
+        cluster.nodes[0].env = vec![("KVD_SCRUB_EVERY", every.into())];
+        cluster.nodes[0].start();
+        cluster.wait_until_up(0, &["n1"]);
+    };
+    restart(&mut cluster, "1s");
+    eventually("a scrub that nobody asked for", || {
+        let now = scrub(&cluster);
+        (now["full_at"].is_string() && now["records"] == "1").then_some(())
+    });
+    restart(&mut cluster, "off");
+    let last = scrub(&cluster);
+    assert_eq!((&last["state"], &last["due_at"]), (&"idle".into(), &().into()), "{last}");
+    assert!(last["full_at"].is_string(), "{last}");
+    // Due a cycle after the last, however often the node is started.
+    for _ in 0..2 {
+        restart(&mut cluster, "365d");
+        let again = scrub(&cluster);
+        assert_eq!((&again["state"], &again["full_at"]), (&"idle".into(), &last["full_at"]));
+        let year = |at: &serde_json::Value| at.as_str().unwrap()[..4].parse::<u32>().unwrap();
+        assert!(year(&again["due_at"]) <= year(&last["full_at"]) + 1, "{again}");
+        assert_ne!(again["due_at"], again["full_at"]);
+    }
 }

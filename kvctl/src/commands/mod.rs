@@ -1,6 +1,7 @@
 //! The commands, a file for each noun.
 
 mod cluster;
+mod compact;
 mod completions;
 mod delete;
 mod dump;
@@ -20,7 +21,7 @@ mod status;
 mod tree;
 mod version;
 
-use crate::cli::{Cluster, Command, Keyspaces, Nodes, Ring, Scrub};
+use crate::cli::{Cluster, Command, Compact, Keyspaces, Nodes, Ring, Scrub};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -63,6 +64,12 @@ async fn dispatch(
         }
         Command::Scrub(Scrub::Start { node }) => scrub::start(settings, connection, node).await,
         Command::Scrub(Scrub::Status { node }) => scrub::status(settings, connection, node).await,
+        Command::Compact(Compact::Start { node }) => {
+            compact::start(settings, connection, node).await
+        }
+        Command::Compact(Compact::Status { node }) => {
+            compact::status(settings, connection, node).await
+        }
         Command::Cluster(Cluster::Init(args)) => cluster::init(settings, args).await,
         Command::Completions { shell } => completions::run(shell),
         Command::Version => version::run(settings, connection).await,

@@ -23,6 +23,8 @@ struct ScrubJson {
     bytes: String,
     bad: String,
     healed: String,
+    full_at: Option<String>,
+    due_at: Option<String>,
     error: Option<String>,
 }
 
@@ -75,8 +77,18 @@ fn print(settings: &Settings, schema: &'static str, reply: &ScrubReply) -> Resul
 }
 
 fn table(nodes: &[ScrubView]) -> Table {
-    let titles =
-        ["NODE", "STATE", "PROGRESS", "RECORDS", "BYTES", "BAD", "HEALED", "ENDED", "ERROR"];
+    let titles = [
+        "NODE",
+        "STATE",
+        "PROGRESS",
+        "RECORDS",
+        "BYTES",
+        "BAD",
+        "HEALED",
+        "LAST FULL",
+        "NEXT DUE",
+        "ERROR",
+    ];
     let mut table = Table::new(&titles);
     for view in nodes {
         let bad = if view.bad > view.healed { Tone::Alarm } else { Tone::Plain };
@@ -88,7 +100,8 @@ fn table(nodes: &[ScrubView]) -> Table {
             size(view.bytes).into(),
             Cell::toned(view.bad.to_string(), bad),
             view.healed.to_string().into(),
-            at(view.ended_at_ms).unwrap_or_else(|| "-".into()).into(),
+            at(view.full_at_ms).unwrap_or_else(|| "-".into()).into(),
+            at(view.due_at_ms).unwrap_or_else(|| "-".into()).into(),
             view.error.as_str().into(),
         ]);
     }
@@ -106,6 +119,8 @@ fn json(view: &ScrubView) -> ScrubJson {
         bytes: view.bytes.to_string(),
         bad: view.bad.to_string(),
         healed: view.healed.to_string(),
+        full_at: at(view.full_at_ms),
+        due_at: at(view.due_at_ms),
         error: Some(view.error.clone()).filter(|error| !error.is_empty()),
     }
 }
@@ -115,7 +130,8 @@ fn state(view: &ScrubView) -> &'static str {
         ScrubView { running: true, .. } => "running",
         ScrubView { error, started_at_ms: 0, .. } if !error.is_empty() => "unknown",
         ScrubView { error, .. } if !error.is_empty() => "failed",
-        ScrubView { ended_at_ms: 0, .. } => "never",
+        ScrubView { ended_at_ms: 0, full_at_ms: 0, .. } => "never",
+        ScrubView { ended_at_ms: 0, .. } => "idle",
         _ => "done",
     }
 }
@@ -129,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scrub_has_one_of_five_states() {
+    fn a_scrub_has_one_of_six_states() {
         let of = |running, started_at_ms, ended_at_ms, error: &str| {
             let error = error.to_owned();
             state(&ScrubView { running, started_at_ms, ended_at_ms, error, ..Default::default() })
@@ -139,5 +155,7 @@ mod tests {
         assert_eq!(of(false, 5, 9, "storage stopped"), "failed");
         assert_eq!(of(false, 0, 0, "connection refused"), "unknown");
         assert_eq!(of(false, 0, 0, ""), "never");
+        let before_the_start = ScrubView { full_at_ms: 3, ..Default::default() };
+        assert_eq!(state(&before_the_start), "idle");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::respond;
 use crate::cluster::errors::{self, Failure};
-use crate::cluster::{Node, coordinator, deadline, membership, scrub, view};
+use crate::cluster::{Node, compact, coordinator, deadline, membership, scrub, view};
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
@@ -10,9 +10,9 @@ use futures_util::Stream;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
-    ClusterView, Copy, CreateKeyspaceRequest, GetClusterRequest, GetLayoutRequest,
-    InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
-    ReadCopyReply, ReadCopyRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
+    ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GetClusterRequest,
+    GetLayoutRequest, InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest,
+    LocatedNode, ReadCopyReply, ReadCopyRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -93,6 +93,13 @@ impl Admin for AdminService {
 
     async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
         respond(scrub::everywhere(&self.node, request.into_inner()).await)
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactRequest>,
+    ) -> Result<Response<CompactReply>, Status> {
+        respond(compact::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn read_copy(

@@ -3,7 +3,7 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
-use crate::cluster::{Cluster, Node, coordinator, membership, put, scan, scrub, witness};
+use crate::cluster::{Cluster, Node, compact, coordinator, membership, put, scan, scrub, witness};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use crate::dynamo::start::Verdict;
@@ -207,6 +207,9 @@ impl Served {
             Some(call::Body::Read(ask)) => self.answer(id, read(&node, ask)).await,
             Some(call::Body::Scrub(ask)) => {
                 self.answer(id, Ok(answer::Body::Scrub(scrub::here(&node, ask)))).await;
+            }
+            Some(call::Body::Compact(ask)) => {
+                self.answer(id, Ok(answer::Body::Compact(compact::here(&node, ask)))).await;
             }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {

@@ -7,14 +7,17 @@
 //! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
 //! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
 //! | `coordinator` | what both need |
-//! | `room` | the room on the disk: watermarks |
+//! | `room` | the room on the disk: watermarks, and the reserve |
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
 //! | `witness` | what peers remember of each other's starts |
+//! | `compact` | has the store give back what is free in its files |
+//! | `survey` | asking the same of every member |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
 
+pub mod compact;
 pub mod coordinator;
 pub mod errors;
 pub mod get;
@@ -24,6 +27,7 @@ pub mod put;
 pub mod room;
 pub mod scan;
 pub mod scrub;
+pub mod survey;
 pub mod view;
 pub mod witness;
 

@@ -4,23 +4,32 @@
 
 use super::coordinator::{merge_here, read_copy};
 use super::errors::{self, Failure};
-use super::{Node, deadline};
+use super::{Node, deadline, survey};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference;
-use crate::storage::record;
-use bytes::Bytes;
+use crate::storage::{Store, StoreError, record};
+use bytes::{Buf, Bytes};
 use proto::v1::{Level, ScrubCall, ScrubReply, ScrubRequest, ScrubView, answer, call};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// How often a scrub runs by itself.
-const EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The fact that remembers the cycle.
+const FACT_CYCLE: &str = "scrub_cycle";
 
-/// Bytes proven a second, at most: requests go first.
-const BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
+/// At least so often it is looked whether a scrub is due: the wall clock may have been set.
+const LOOK_EVERY: Duration = Duration::from_secs(600);
+
+/// How a node scrubs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pace {
+    /// How often one begins by itself; `None`: never.
+    pub every: Option<Duration>,
+    /// Bytes proven a second, at most: requests go first.
+    pub bytes_per_second: u64,
+}
 
 /// A node's scrub.
 #[derive(Debug, Default)]
@@ -29,13 +38,53 @@ pub struct Scrub {
     wanted: Notify,
 }
 
+/// Where in the cycle of scrubs a node is, Unix milliseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Cycle {
+    /// When one last came to its end; 0: never.
+    full_at_ms: u64,
+    /// From when on the time to the next is counted: that, or when the node was made.
+    counted_from_ms: u64,
+}
+
+impl Cycle {
+    /// What was remembered; on the first start a cycle begins.
+    async fn recall(store: &Store, now_ms: u64) -> Result<Self, StoreError> {
+        if let Some(kept) = store.fact(FACT_CYCLE)?
+            && let Ok(kept) = <[u8; 16]>::try_from(kept)
+        {
+            let mut kept = &kept[..];
+            return Ok(Self { full_at_ms: kept.get_u64(), counted_from_ms: kept.get_u64() });
+        }
+        let begun = Self { full_at_ms: 0, counted_from_ms: now_ms };
+        begun.remember(store).await;
+        Ok(begun)
+    }
+
+    async fn remember(self, store: &Store) {
+        let bytes = [self.full_at_ms.to_be_bytes(), self.counted_from_ms.to_be_bytes()].concat();
+        let _ = store.put_fact(FACT_CYCLE, bytes).await; // else the next comes sooner
+    }
+
+    /// When the next is due. A clock that was set back does not put it off.
+    fn due_at_ms(self, every: Option<Duration>, now_ms: u64) -> Option<u64> {
+        let every = every?.as_millis() as u64;
+        Some(self.counted_from_ms.min(now_ms).saturating_add(every))
+    }
+}
+
 impl Scrub {
     /// Has a scrub start, unless one is under way.
     pub fn start(&self) {
         let mut view = lock(&self.view);
         if !view.running {
-            *view =
-                ScrubView { running: true, started_at_ms: clock::now_ms(), ..Default::default() };
+            *view = ScrubView {
+                running: true,
+                started_at_ms: clock::now_ms(),
+                full_at_ms: view.full_at_ms,
+                due_at_ms: view.due_at_ms,
+                ..Default::default()
+            };
             self.wanted.notify_one();
         }
     }
@@ -47,31 +96,49 @@ impl Scrub {
 }
 
 /// Runs scrubs as long as the node runs.
-pub async fn run(node: Arc<Node>) {
+pub async fn run(node: Arc<Node>, pace: Pace) {
+    let Ok(mut cycle) = Cycle::recall(&node.store, clock::now_ms()).await else { return };
     loop {
+        let now = clock::now_ms();
+        let due = cycle.due_at_ms(pace.every, now);
+        {
+            let mut view = lock(&node.scrub.view);
+            (view.full_at_ms, view.due_at_ms) = (cycle.full_at_ms, due.unwrap_or(0));
+        }
+        let left = due.map(|due| Duration::from_millis(due.saturating_sub(now)));
         tokio::select! {
             () = node.scrub.wanted.notified() => {}
-            () = tokio::time::sleep(EVERY) => {
-                node.scrub.start();
+            () = tokio::time::sleep(left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY)) => {
+                if left.is_some_and(|left| left <= LOOK_EVERY) {
+                    node.scrub.start();
+                }
                 continue;
             }
         }
-        let outcome = walk(&node).await;
-        let mut view = lock(&node.scrub.view);
-        (view.running, view.ended_at_ms) = (false, clock::now_ms());
-        match outcome {
-            Ok(()) => view.progress_ratio = 1.0,
-            Err(failure) => view.error = failure.what,
+        let outcome = walk(&node, pace.bytes_per_second).await;
+        cycle.counted_from_ms = clock::now_ms();
+        if outcome.is_ok() {
+            cycle.full_at_ms = cycle.counted_from_ms;
+            cycle.remember(&node.store).await;
         }
-        let (records, bad, healed) = (view.records, view.bad, view.healed);
-        drop(view);
-        let level = if bad > healed { Level::Degraded } else { Level::Ok };
-        node.events
-            .add(level, format!("scrub ended: {records} records, {bad} bad, {healed} healed"));
+        end(&node, outcome, cycle.counted_from_ms);
     }
 }
 
-async fn walk(node: &Arc<Node>) -> Result<(), Failure> {
+fn end(node: &Node, outcome: Result<(), Failure>, now_ms: u64) {
+    let mut view = lock(&node.scrub.view);
+    (view.running, view.ended_at_ms) = (false, now_ms);
+    match outcome {
+        Ok(()) => (view.progress_ratio, view.full_at_ms) = (1.0, now_ms),
+        Err(failure) => view.error = failure.what,
+    }
+    let (records, bad, healed) = (view.records, view.bad, view.healed);
+    drop(view);
+    let level = if bad > healed { Level::Degraded } else { Level::Ok };
+    node.events.add(level, format!("scrub ended: {records} records, {bad} bad, {healed} healed"));
+}
+
+async fn walk(node: &Arc<Node>, bytes_per_second: u64) -> Result<(), Failure> {
     let mut from = Vec::new();
     loop {
         let (store, start) = (node.store.clone(), from);
@@ -95,7 +162,7 @@ async fn walk(node: &Arc<Node>) -> Result<(), Failure> {
             lock(&node.scrub.view).progress_ratio = token.0 as f64 / u128::MAX as f64;
         }
         from = next;
-        tokio::time::sleep(Duration::from_secs_f64(page.bytes as f64 / BYTES_PER_SECOND as f64))
+        tokio::time::sleep(Duration::from_secs_f64(page.bytes as f64 / bytes_per_second as f64))
             .await;
     }
 }
@@ -121,31 +188,17 @@ async fn heal(node: &Arc<Node>, stored_key: &[u8]) -> bool {
 
 /// Starts scrubs, or says how they are going, on every node or on one.
 pub async fn everywhere(node: &Arc<Node>, request: ScrubRequest) -> Result<ScrubReply, Failure> {
-    let cluster = node.cluster()?;
-    let known = request.node.is_empty() || cluster.layout.member_named(&request.node).is_some();
-    if !known {
-        return Err(errors::node_unknown(&request.node));
-    }
-    let named = cluster.layout.members().iter();
-    let named = named.filter(|member| request.node.is_empty() || member.name == request.node);
-    let asking = named.map(|member| {
-        let cluster = &cluster;
-        async move {
-            let Some(peer) = cluster.peers.get(&member.uid) else {
-                return here(node, ScrubCall { start: request.start });
-            };
-            let body = call::Body::Scrub(ScrubCall { start: request.start });
-            let error = match peer.call(body, 0, deadline(0)).await {
-                Ok(answer::Body::Scrub(view)) => return view,
-                Ok(_) => "answered something else".into(),
-                Err(error) => error.text(),
-            };
-            ScrubView { node: member.name.clone(), error, ..Default::default() }
-        }
-    });
-    let mut nodes = futures_util::future::join_all(asking).await;
-    nodes.sort_by(|a, b| a.node.cmp(&b.node));
-    Ok(ScrubReply { nodes })
+    let ask = ScrubCall { start: request.start };
+    let understand = |answer| match answer {
+        answer::Body::Scrub(view) => Some(view),
+        _ => None,
+    };
+    let body = call::Body::Scrub(ask);
+    let answers = survey::ask(node, &request.node, body, || here(node, ask), understand).await?;
+    let view = |(node, outcome): (String, Result<ScrubView, String>)| {
+        outcome.unwrap_or_else(|error| ScrubView { node, error, ..Default::default() })
+    };
+    Ok(ScrubReply { nodes: answers.into_iter().map(view).collect() })
 }
 
 /// The same on this node alone.
@@ -158,4 +211,19 @@ pub fn here(node: &Node, ask: ScrubCall) -> ScrubView {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_scrub_is_due_a_cycle_after_the_last_whatever_the_wall_clock_did() {
+        let cycle = Cycle { full_at_ms: 5_000, counted_from_ms: 5_000 };
+        let every = Some(Duration::from_secs(10));
+        assert_eq!(cycle.due_at_ms(every, 6_000), Some(15_000));
+        assert_eq!(cycle.due_at_ms(every, 90_000), Some(15_000), "overdue, so at once");
+        assert_eq!(cycle.due_at_ms(every, 1_000), Some(11_000), "set back");
+        assert_eq!(cycle.due_at_ms(None, 6_000), None);
+    }
 }

@@ -58,6 +58,18 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes all writes durable, and the length.
     fn sync(&self) -> io::Result<()>;
+    /// Makes it `len` bytes of zeros that take their room on the disk at once.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+}
+
+/// [`DiskFile::allocate`] where nothing better is known.
+pub fn write_zeros(file: &dyn DiskFile, len: u64) -> io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    file.set_len(0)?;
+    for at in (0..len).step_by(ZEROS.len()) {
+        file.write_at(at, &ZEROS[..ZEROS.len().min((len - at) as usize)])?;
+    }
+    Ok(())
 }
 
 /// A directory of the operating system.
@@ -148,6 +160,14 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(0)?;
+        match rustix::fs::fallocate(&self.0, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(self, len),
+            outcome => Ok(outcome?),
+        }
     }
 }
 

@@ -7,11 +7,15 @@
 //! used again. A read looks into the recent layer, the frozen one, and the database, in that order.
 
 mod checkpoint;
+mod compaction;
 mod writer;
+
+pub use compaction::Compaction;
 
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
+use super::reserve::{self, Reserve};
 use super::shards::{self, DatabaseError, ShardError, Shards};
 use super::wal::Log;
 use super::{StoreError, record};
@@ -66,6 +70,7 @@ pub struct Store {
 
 struct Inner {
     disk: Arc<dyn Disk>,
+    reserve: Reserve,
     shards: Shards,
     recent: RwLock<Recent>,
     options: StoreOptions,
@@ -74,6 +79,7 @@ struct Inner {
     incarnation: RwLock<Incarnation>,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
     room: Arc<Semaphore>,
+    compaction: watch::Sender<Compaction>,
     /// The writer, then the one that makes checkpoints.
     threads: Mutex<Vec<JoinHandle<()>>>,
     checkpoint: Mutex<Checkpoint>,
@@ -91,6 +97,8 @@ struct Checkpoint {
     /// Segments of the log that hold the frozen layer and nothing newer.
     segments: Option<Vec<u64>>,
     waiting: Vec<Synced>,
+    /// A compaction is wanted, or under way.
+    compact: bool,
     /// No more will come.
     closing: bool,
 }
@@ -124,7 +132,7 @@ pub struct Proven {
 pub struct Facts {
     /// Records stored, tombstones included.
     pub keys: u64,
-    /// What all its files take on the disk, log included, bytes.
+    /// What its files take on the disk, log included and reserve not, bytes.
     pub data_bytes: u64,
     /// Records found bad since the start, and groups of the log found damaged at it.
     pub bad_records: u64,
@@ -172,6 +180,10 @@ impl Store {
     ) -> Result<Self, OpenError> {
         let place = disk.place();
         let in_words = |error| OpenError::of_database(&place, &error);
+        let refused = |error: io::Error| OpenError::Refused(place.clone(), error.to_string());
+        let reserve = Reserve::open(Arc::clone(&disk), options.write_buffer_bytes);
+        let reserve = reserve.map_err(refused)?;
+        reserve.make_way(0).map_err(refused)?;
         let shards = Shards::open(&*disk, directory.is_new(), options.cache_bytes)
             .map_err(|error| OpenError::of_shard(directory, error))?;
         let signs = shards.signs().map_err(in_words)?;
@@ -187,16 +199,17 @@ impl Store {
         // states, which the rest of the log brings back.
         let applied = signs.applied.iter().copied().min().unwrap_or(0);
         let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
-        let refused = |error: io::Error| OpenError::Refused(place.clone(), error.to_string());
         let (mut log, replayed) = log.map_err(refused)?;
+        reserve.make_way(reserve::checkpoint_bytes(layer.bytes())).map_err(refused)?;
         bring_back(&shards, &mut log, &layer).map_err(in_words)?;
+        reserve.tend().map_err(refused)?;
         for damage in &replayed.damage {
             tracing::error!(
                 ?damage,
                 "the log is damaged: acknowledged writes are lost here and must come back from replicas"
             );
         }
-        let started = Self::start(directory, disk, shards, log, options);
+        let started = Self::start(directory, (disk, reserve), shards, log, options);
         let store = started.map_err(in_words)?;
         store.inner.bad_records.store(replayed.damage.len() as u64, Ordering::Relaxed);
         Ok(store)
@@ -204,7 +217,7 @@ impl Store {
 
     fn start(
         directory: &Directory,
-        disk: Arc<dyn Disk>,
+        (disk, reserve): (Arc<dyn Disk>, Reserve),
         shards: Shards,
         log: Log,
         options: &StoreOptions,
@@ -216,6 +229,7 @@ impl Store {
         let (jobs, waiting) = mpsc::channel(QUEUE_WRITES_MAX);
         let inner = Arc::new(Inner {
             disk,
+            reserve,
             shards,
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
@@ -223,6 +237,7 @@ impl Store {
             incarnation: RwLock::new(directory.incarnation()),
             jobs: Mutex::new(Some(jobs)),
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
+            compaction: watch::Sender::default(),
             threads: Mutex::new(Vec::new()),
             checkpoint: Mutex::new(Checkpoint::default()),
             checkpoint_changed: Condvar::new(),
@@ -363,6 +378,37 @@ impl Store {
         }
     }
 
+    /// Has every file of the database written anew, without the pages that are free in it, one
+    /// after the other, unless that is under way.
+    pub fn compact(&self) {
+        let begin = |compaction: &mut Compaction| {
+            let begins = !compaction.running;
+            if begins {
+                let started_at_ms = clock::now_ms();
+                *compaction = Compaction { running: true, started_at_ms, ..Default::default() };
+            }
+            begins
+        };
+        // The lock first: what ended must not be taken for what begins.
+        let mut checkpoint = lock(&self.inner.checkpoint);
+        if self.inner.compaction.send_if_modified(begin) {
+            checkpoint.compact = true;
+            self.inner.checkpoint_changed.notify_all();
+        }
+    }
+
+    /// How compaction is going.
+    pub fn compaction(&self) -> watch::Receiver<Compaction> {
+        self.inner.compaction.subscribe()
+    }
+
+    /// Makes the reserve again once there is room for it. Whether it is whole: while it is not,
+    /// nothing should be taken in that can wait.
+    pub fn tend_reserve(&self) -> Result<bool, StoreError> {
+        self.working()?;
+        self.inner.reserve.tend().map_err(|error| self.inner.stop(&error))
+    }
+
     /// The file system it is on.
     pub fn room(&self) -> Room {
         self.inner.disk.room()
@@ -391,6 +437,7 @@ impl Store {
         let done = brought_in.blocking_recv();
         done.ok()?.ok()?;
         self.working().ok()?;
+        self.inner.make_way(0).ok()?;
         let mark = clock::random_u128();
         let left = self.inner.shards.sign(self.inner.uid, Some(mark));
         left.map_err(|error| self.inner.stop(&error)).ok()?;
@@ -534,12 +581,17 @@ impl Inner {
         tracing::error!(key = key.as_deref().unwrap_or("?"), %why, "bad record, taken as absent");
     }
 
+    /// Sees to it that `bytes` more fit on the disk, with the reserve if it must be.
+    fn make_way(&self, bytes: u64) -> Result<(), StoreError> {
+        self.reserve.make_way(bytes).map_err(|error| self.stop(&error))
+    }
+
     fn data_bytes(&self) -> io::Result<u64> {
         let used = |name: &String| match self.disk.used(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0), // renamed just now
             used => used,
         };
-        self.disk.list()?.iter().map(used).sum()
+        self.disk.list()?.iter().filter(|name| *name != reserve::NAME).map(used).sum()
     }
 
     /// Stops the store for good, the first reason kept.

@@ -8,6 +8,7 @@
 //! | `wal` | the write-ahead log: one write and one sync for a group |
 //! | `recent` | what is in the log and not yet in the database |
 //! | `shards` | the database: one redb file for each range of tokens |
+//! | `reserve` | room on the disk for when there is none |
 //! | `disk` | the files, as the log and the database see them |
 //!
 //! **Invariant: a write is answered only when it is fsynced.** **Invariant: any error of the disk
@@ -20,10 +21,11 @@ mod engine;
 pub mod identity;
 pub mod recent;
 pub mod record;
+pub mod reserve;
 pub mod shards;
 pub mod wal;
 
-pub use engine::{Answer, Facts, OpenError, Prepared, Proven, Store, StoreOptions};
+pub use engine::{Answer, Compaction, Facts, OpenError, Prepared, Proven, Store, StoreOptions};
 
 use crate::dynamo::object::WriteRefused;
 

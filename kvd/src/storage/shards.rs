@@ -3,7 +3,12 @@
 //!
 //! It is written only by checkpoints, whole layers at a time and in key order, with redb's own
 //! durable commit and quick repair: a database that was killed opens at once. Several files, since
-//! redb has one writer a file and compacts a file only while it is closed.
+//! redb has one writer a file, and so that a file can be compacted by writing it anew (`copy`) with
+//! little room.
+
+mod copy;
+
+pub use copy::Copy;
 
 use super::disk::{Backend, Disk};
 use super::recent::Layer;
@@ -15,7 +20,7 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Files. A power of two: a key's top bits choose its file.
 pub const SHARDS: usize = 4;
@@ -42,7 +47,10 @@ pub fn refusal(error: &DatabaseError) -> Option<&io::Error> {
 
 /// All files, open.
 pub struct Shards {
-    databases: Vec<Shard>,
+    /// Each replaced whole by a compaction. The lock is held to take a handle, never while reading.
+    databases: Vec<RwLock<Arc<Shard>>>,
+    /// Memory a file may use for pages, bytes.
+    cache_bytes: usize,
     first_error: Arc<OnceLock<String>>,
 }
 
@@ -74,12 +82,28 @@ impl Shards {
     /// Opens every file; makes them if the node `is_new`.
     pub fn open(disk: &dyn Disk, is_new: bool, cache_bytes: usize) -> Result<Self, ShardError> {
         let first_error = Arc::new(OnceLock::new());
-        let open = |index| open_shard(disk, index, is_new, cache_bytes / SHARDS, &first_error);
+        let cache_bytes = cache_bytes / SHARDS;
+        let refused = |error: io::Error| ShardError::Refused(error.to_string());
+        copy::remove_leftovers(disk).map_err(refused)?;
+        let open = |index| {
+            let name = shard_name(index);
+            let shard = open_shard(disk, (index, &name), is_new, cache_bytes, &first_error)?;
+            Ok(RwLock::new(Arc::new(shard)))
+        };
         let databases = (0..SHARDS).map(open).collect::<Result<_, _>>()?;
         if is_new {
-            disk.sync_names().map_err(|error| ShardError::Refused(error.to_string()))?;
+            disk.sync_names().map_err(refused)?;
         }
-        Ok(Self { databases, first_error })
+        Ok(Self { databases, cache_bytes, first_error })
+    }
+
+    /// A file as it is now, whatever replaces it meanwhile.
+    fn shard(&self, index: usize) -> Arc<Shard> {
+        Arc::clone(&self.databases[index].read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn all(&self) -> impl Iterator<Item = Arc<Shard>> {
+        (0..SHARDS).map(|index| self.shard(index))
     }
 
     /// The first error of a disk, in its own words.
@@ -91,7 +115,7 @@ impl Shards {
     pub fn signs(&self) -> Result<Signs, DatabaseError> {
         guarded(|| {
             let (mut uids, mut marks, mut applied) = (Vec::new(), Vec::new(), Vec::new());
-            for database in &self.databases {
+            for database in self.all() {
                 let meta = database.begin_read()?.open_table(META)?;
                 uids.push(array(&meta, META_UID)?);
                 marks.push(array(&meta, META_STOP_MARK)?.map(u128::from_be_bytes));
@@ -106,7 +130,7 @@ impl Shards {
     /// one.
     pub fn sign(&self, uid: [u8; 16], stop_mark: Option<u128>) -> Result<(), DatabaseError> {
         guarded(|| {
-            for database in &self.databases {
+            for database in self.all() {
                 let mut transaction = database.begin_write()?;
                 transaction.set_quick_repair(true);
                 {
@@ -126,7 +150,7 @@ impl Shards {
     /// The record under a stored key.
     pub fn record(&self, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
         guarded(|| {
-            let table = self.databases[shard_of(key)].begin_read()?.open_table(RECORDS)?;
+            let table = self.shard(shard_of(key)).begin_read()?.open_table(RECORDS)?;
             Ok(table.get(key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
         })
     }
@@ -134,7 +158,7 @@ impl Shards {
     /// A fact of the node.
     pub fn fact(&self, name: &str) -> Result<Option<Bytes>, DatabaseError> {
         guarded(|| {
-            let meta = self.databases[0].begin_read()?.open_table(META)?;
+            let meta = self.shard(0).begin_read()?.open_table(META)?;
             Ok(meta
                 .get(fact_key(name).as_str())?
                 .map(|guard| Bytes::copy_from_slice(guard.value())))
@@ -151,7 +175,7 @@ impl Shards {
     ) -> Result<(Vec<(Bytes, Bytes)>, bool), DatabaseError> {
         guarded(|| {
             let (mut page, mut bytes) = (Vec::new(), 0);
-            for database in &self.databases[shard_of(start)..] {
+            for database in self.all().skip(shard_of(start)) {
                 let table = database.begin_read()?.open_table(RECORDS)?;
                 for entry in table.range(start..)? {
                     if page.len() >= limit || bytes >= bytes_max {
@@ -171,7 +195,7 @@ impl Shards {
     pub fn records(&self) -> Result<u64, DatabaseError> {
         guarded(|| {
             let mut sum = 0;
-            for database in &self.databases {
+            for database in self.all() {
                 sum += database.begin_read()?.open_table(RECORDS)?.len()?;
             }
             Ok(sum)
@@ -185,7 +209,7 @@ impl Shards {
     pub fn checkpoint(&self, layer: &Layer, through: u64) -> Result<(), DatabaseError> {
         guarded(|| {
             let mut records = layer.records.iter().peekable();
-            for (index, database) in self.databases.iter().enumerate() {
+            for (index, database) in self.all().enumerate() {
                 let mut transaction = database.begin_write()?;
                 transaction.set_quick_repair(true);
                 {
@@ -271,43 +295,41 @@ fn shard_of(key: &[u8]) -> usize {
     key.first().map_or(0, |first| usize::from(first >> SHIFT))
 }
 
-fn shard_name(index: usize) -> String {
+/// Name of the file of a part of the ring.
+pub fn shard_name(index: usize) -> String {
     format!("shard-{index}.redb")
 }
 
 fn open_shard(
     disk: &dyn Disk,
-    index: usize,
+    (index, name): (usize, &str),
     is_new: bool,
     cache_bytes: usize,
     first_error: &Arc<OnceLock<String>>,
 ) -> Result<Shard, ShardError> {
-    let name = shard_name(index);
     let refused = |error: io::Error| ShardError::Refused(error.to_string());
     let unusable = |error: DatabaseError| match refusal(&error) {
         Some(error) => ShardError::Refused(error.to_string()),
-        None => ShardError::Unusable(name.clone(), error.to_string()),
+        None => ShardError::Unusable(name.to_owned(), error.to_string()),
     };
-    let file = disk.open(&name).map_err(refused)?;
+    let file = disk.open(name).map_err(refused)?;
     if is_new {
         // A first start that was cut short may have left half a file.
         file.set_len(0).map_err(refused)?;
     } else if file.len().map_err(refused)? == 0 {
-        return Err(ShardError::Missing(name));
+        return Err(ShardError::Missing(name.to_owned()));
     }
     let open = || -> Result<Shard, DatabaseError> {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);
         let backend = Backend { file, first_error: Arc::clone(first_error) };
         let database = Shard(Some(builder.create_with_backend(backend)?));
-        let transaction = database.begin_write()?;
-        transaction.open_table(RECORDS)?;
-        let mut meta = transaction.open_table(META)?;
         if is_new {
-            meta.insert(META_SHARD, &[index as u8][..])?;
+            let transaction = database.begin_write()?;
+            transaction.open_table(RECORDS)?;
+            transaction.open_table(META)?.insert(META_SHARD, &[index as u8][..])?;
+            transaction.commit()?;
         }
-        drop(meta);
-        transaction.commit()?;
         Ok(database)
     };
     let database = guarded(open).map_err(unusable)?;
@@ -316,7 +338,7 @@ fn open_shard(
     };
     match guarded(of).map_err(unusable)? {
         Some([of]) if usize::from(of) == index => Ok(database),
-        _ => Err(ShardError::Misplaced(name)),
+        _ => Err(ShardError::Misplaced(name.to_owned())),
     }
 }
 

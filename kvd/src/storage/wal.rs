@@ -233,6 +233,22 @@ impl Log {
         Ok(())
     }
 
+    /// What appending a group takes of the room on the disk, bytes: a segment, if there is none to
+    /// be used again.
+    pub fn room_for(&self, group: &Group) -> u64 {
+        let needed = group.bytes.len().next_multiple_of(BLOCK) as u64;
+        match self.offset + needed > self.length {
+            true if needed + BLOCK as u64 > SEGMENT_BYTES => needed + BLOCK as u64,
+            true => self.room_for_next(),
+            false => 0,
+        }
+    }
+
+    /// The same of [`Log::rotate`].
+    pub fn room_for_next(&self) -> u64 {
+        if self.spares.names().is_empty() { SEGMENT_BYTES } else { 0 }
+    }
+
     /// Begins a new segment; returns the numbers of all that ended since this was last called.
     /// They are the caller's to [`Spares::recycle`] once all they hold is in the database.
     pub fn rotate(&mut self) -> io::Result<Vec<u64>> {

@@ -5,7 +5,7 @@
 //! sync that fails leaves its sectors clean and lost, as Linux does. Nothing here reads a clock or
 //! the system's random source: the same calls from one thread give the same disk.
 
-use kvd::storage::disk::{Disk, DiskFile};
+use kvd::storage::disk::{Disk, DiskFile, Room, write_zeros};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -587,6 +587,15 @@ impl Disk for SimDisk {
         Ok(state.files[id].cached.len)
     }
 
+    fn room(&self) -> Room {
+        let state = self.state();
+        let known = |total_bytes: u64| Room {
+            total_bytes,
+            free_bytes: total_bytes.saturating_sub(state.used_bytes()),
+        };
+        state.capacity.map_or(Room::default(), known)
+    }
+
     fn place(&self) -> String {
         "a simulated disk".to_owned()
     }
@@ -660,5 +669,9 @@ impl DiskFile for SimFile {
             file.sync();
         }
         failed
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        write_zeros(self, len)
     }
 }

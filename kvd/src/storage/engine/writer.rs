@@ -111,6 +111,7 @@ impl Writer {
         if batch.log.is_empty() {
             return Ok(());
         }
+        store.make_way(self.log.room_for(&batch.log))?;
         self.log.append(&mut batch.log).map_err(|error| store.stop(&error))?;
         let mut recent = write(&store.recent);
         let layer = std::mem::take(&mut batch.layer);
@@ -168,8 +169,11 @@ impl Writer {
         if read(&store.recent).active.is_empty() {
             return answer_all(asked, &Ok(()));
         }
-        match self.log.rotate() {
-            Err(error) => answer_all(asked, &Err(store.stop(&error))),
+        let rotated = store
+            .make_way(self.log.room_for_next())
+            .and_then(|()| self.log.rotate().map_err(|error| store.stop(&error)));
+        match rotated {
+            Err(error) => answer_all(asked, &Err(error)),
             Ok(segments) => {
                 let mut recent = write(&store.recent);
                 recent.frozen = Some(Arc::new(std::mem::take(&mut recent.active)));
