@@ -511,7 +511,7 @@ pub(crate) enum Keyspaces {
     },
     /// Make a keyspace
     #[command(
-        after_help = "Examples:\n  kvctl keyspaces create billing --n 3 --r 2 --w 3 --mode strict"
+        after_help = "Examples:\n  kvctl keyspaces create billing --n 3 --r 2 --w 3 --mode strict\n  kvctl keyspaces create logs --compression zstd"
     )]
     Create {
         #[arg(value_name = "NAME")]
@@ -524,7 +524,7 @@ pub(crate) enum Keyspaces {
     },
 }
 
-/// N, R, W and mode of a keyspace.
+/// N, R, W, mode and compression of a keyspace.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct Policy {
     /// Copies of each key
@@ -539,6 +539,9 @@ pub(crate) struct Policy {
     /// Whether fallbacks count toward W [default: sloppy]
     #[arg(long, value_enum, value_name = "MODE")]
     pub mode: Option<ModeArg>,
+    /// How values are stored and sent between nodes [default: off]
+    #[arg(long, value_enum, value_name = "CODEC")]
+    pub compression: Option<CompressionArg>,
 }
 
 /// A keyspace's mode.
@@ -546,6 +549,17 @@ pub(crate) struct Policy {
 pub(crate) enum ModeArg {
     Sloppy,
     Strict,
+}
+
+/// What compresses a keyspace's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressionArg {
+    /// As they are
+    Off,
+    /// Quick
+    Lz4,
+    /// Smaller
+    Zstd,
 }
 
 #[derive(Debug, Subcommand)]

@@ -546,7 +546,7 @@ fn keyspaces_are_made_and_shown() {
     let node = Node::start(1);
     let list = run(&node.address, &["keyspaces", "list"]);
     exits(&list, 0);
-    assert!(text(&list.stdout).contains("\ndefault   1  1  1  sloppy  8.0 MiB    4 "));
+    assert!(text(&list.stdout).contains("\ndefault   1  1  1  sloppy  8.0 MiB    off          4 "));
     exits(&run(&node.address, &["keyspaces", "show", "default"]), 0);
     fails(&run(&node.address, &["keyspaces", "show", "nope"]), 3);
     fails(&run(&node.address, &["keyspaces", "create", "default"]), 4);
@@ -554,6 +554,15 @@ fn keyspaces_are_made_and_shown() {
     let made = json(&run(&node.address, &create).stdout);
     assert_eq!((&made["data"]["r"], &made["data"]["w"]), (&2.into(), &3.into()));
     assert_eq!(made["data"]["mode"], "strict");
+    assert_eq!(made["data"]["compression"], "off");
+    for codec in ["off", "lz4", "zstd"] {
+        let create = ["keyspaces", "create", "c", "--compression", codec];
+        let table = run(&node.address, &create);
+        assert!(text(&table.stdout).contains(&format!("8.0 MiB    {codec}\n")), "{codec}");
+        let made = json(&run(&node.address, &[&create[..], &["-o", "json"]].concat()).stdout);
+        assert_eq!(made["data"]["compression"], codec);
+    }
+    fails(&run(&node.address, &["keyspaces", "create", "c", "--compression", "gzip"]), 2);
 }
 
 #[test]
@@ -623,6 +632,7 @@ fn keyspace() -> Keyspace {
         w: 1,
         mode: Mode::Sloppy as i32,
         value_bytes_max: 0,
+        compression: 0,
     }
 }
 

@@ -10,6 +10,7 @@ use kvd::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use kvd::dynamo::node::{ClusterId, Incarnation, KeyspaceId, RequestId, Uid};
 use kvd::dynamo::object::{Intent, Minter, Object, Record};
 use kvd::dynamo::preference::preference;
+use kvd::dynamo::value::Value;
 use kvd::dynamo::version::{Actor, Clock};
 use kvd::storage::record;
 use proto::token::Token;
@@ -36,6 +37,7 @@ fn layout(nodes: u128) -> Layout {
         r: 2,
         w: 2,
         mode: Mode::Sloppy,
+        compression: None,
         value_bytes_max: proto::VALUE_BYTES_MAX,
         stamp: 1,
     };
@@ -53,7 +55,7 @@ fn object(siblings: u64) -> Object {
 }
 
 fn put(local: Option<Object>, context: Option<Clock>, by: u64, clock: &mut HybridClock) -> Object {
-    let value = Some(Bytes::from(vec![7; 1024]));
+    let value = Some(Value::Plain(vec![7; 1024].into()));
     let record = Record { value, request: RequestId(u128::from(by)), checksum: 0 };
     let minter = Minter {
         incarnation: Incarnation(u128::from(by)),

@@ -10,6 +10,7 @@ use kvd::dynamo::clock::Counter;
 use kvd::dynamo::key::Key;
 use kvd::dynamo::node::{KeyspaceId, RequestId};
 use kvd::dynamo::object::{Object, Record};
+use kvd::dynamo::value::Value;
 use kvd::dynamo::version::{Actor, Clock, Dot};
 use kvd::storage::disk::RealDisk;
 use kvd::storage::identity::Directory;
@@ -49,8 +50,8 @@ fn object(version: u64) -> Object {
         state ^= state << 17;
         chunk.copy_from_slice(&state.to_le_bytes());
     }
-    let record =
-        Record { value: Some(value.into()), request: RequestId(version.into()), checksum: 0 };
+    let value = Some(Value::Plain(value.into()));
+    let record = Record { value, request: RequestId(version.into()), checksum: 0 };
     Object::from_parts(clock, [(dot, record)])
 }
 

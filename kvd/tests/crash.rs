@@ -15,6 +15,7 @@ use kvd::dynamo::clock::{Counter, HybridClock};
 use kvd::dynamo::key::Key;
 use kvd::dynamo::node::{Incarnation, KeyspaceId, RequestId};
 use kvd::dynamo::object::{Intent, Mine, Minter, Object, Record};
+use kvd::dynamo::value::Value;
 use kvd::dynamo::version::{Actor, Clock, Dot};
 use kvd::storage::disk::Disk;
 use kvd::storage::identity::Directory;
@@ -180,7 +181,7 @@ fn dot_of(object: &Object, write: &Write) -> Option<Dot> {
 fn shown(object: Option<&Object>) -> String {
     let Some(object) = object else { return "nothing".to_owned() };
     let sibling = |(dot, record): (&Dot, &Record)| {
-        format!("{dot:?}={:?}", record.value.as_ref().map(Bytes::len))
+        format!("{dot:?}={:?}", record.value.as_ref().map(Value::length))
     };
     let siblings: Vec<String> = object.siblings().iter().map(sibling).collect();
     format!("[{}] {{{}}}", object.clock(), siblings.join(" "))
@@ -576,6 +577,7 @@ impl Run {
         let value: Bytes = text.bytes().cycle().take(length).collect();
         let value = (!delete).then_some(value);
         let checksum = record::value_checksum(key.bytes(), value.as_deref());
+        let value = value.map(Value::Plain);
         Record { value, request: RequestId(self.requests), checksum }
     }
 
@@ -733,7 +735,8 @@ impl Run {
 /// Each value is one that was written, whole.
 fn check_values(key: &Key, object: &Object) -> Result<(), Failure> {
     for record in object.siblings().values() {
-        if record.checksum != record::value_checksum(key.bytes(), record.value.as_deref()) {
+        let value = record.value.as_ref().map(|value| &value.stored()[..]);
+        if record.checksum != record::value_checksum(key.bytes(), value) {
             return wrong(format!("{key:?} has a value nobody wrote"));
         }
     }
@@ -1004,6 +1007,8 @@ impl Node {
         let options = StoreOptions { cache_bytes: 0, write_buffer_bytes: 64 * 1024 };
         let mut directory = Directory::open(self.home.path())?;
         let store = Store::open(&mut directory, Arc::new(self.disk.clone()), &options)?;
+        // As when every other member confirms that it saw no later start.
+        directory.resume().into_iter().for_each(|incarnation| store.live_as(incarnation));
         Ok((directory, store))
     }
 
@@ -1014,7 +1019,7 @@ impl Node {
         let value: Bytes = text.bytes().cycle().take(length).collect();
         let checksum = record::value_checksum(key.bytes(), Some(&value));
         let request = RequestId(self.requests);
-        let record = Record { value: Some(value.clone()), request, checksum };
+        let record = Record { value: Some(Value::Plain(value.clone())), request, checksum };
         let context = store.read(&key).ok().flatten().map(|copy| copy.clock().clone());
         let intent = Intent { context: Some(context.unwrap_or_default()), record };
         let actor = Actor(self.requests as u64);
@@ -1065,7 +1070,10 @@ impl Node {
                 let digits = text.split(|byte| *byte == b':').nth(1).unwrap();
                 std::str::from_utf8(digits).unwrap().parse::<u128>().unwrap()
             };
-            assert!(number(newest.value.as_ref().unwrap()) >= number(value), "{key:?} is old");
+            assert!(
+                number(newest.value.as_ref().unwrap().stored()) >= number(value),
+                "{key:?} is old"
+            );
         }
     }
 
@@ -1105,7 +1113,7 @@ impl Node {
         let newest = |key: &Key| {
             let object = store.read(key).unwrap()?;
             let newest = object.siblings().values().next_back()?.value.clone()?;
-            Some((key.clone(), newest))
+            Some((key.clone(), newest.stored().clone()))
         };
         (0..64).map(key).filter_map(|key| newest(&key)).collect()
     }
@@ -1386,7 +1394,7 @@ fn read_damaged(node: &Node, when: When, damage: impl Fn(&SimDisk)) -> Met {
         match found.expect("reading does not panic") {
             Ok(None) => met.absent += 1,
             Ok(Some(object)) => {
-                let is_it = |record: &Record| record.value.as_ref() == Some(value);
+                let is_it = |record: &Record| record.value == Some(Value::Plain(value.clone()));
                 assert!(object.siblings().values().any(is_it), "{key:?}: {}", shown(Some(&object)));
                 check_values(key, &object).unwrap();
                 met.whole += 1;
@@ -1401,7 +1409,7 @@ fn read_damaged(node: &Node, when: When, damage: impl Fn(&SimDisk)) -> Met {
     for (key, object) in scanned.into_iter().flatten() {
         check_values(&key, &object).unwrap();
         let expected = node.acked.get(&key).expect("no other key was written");
-        let is_it = |record: &Record| record.value.as_ref() == Some(expected);
+        let is_it = |record: &Record| record.value == Some(Value::Plain(expected.clone()));
         assert!(object.siblings().values().any(is_it), "{key:?}: {}", shown(Some(&object)));
     }
     // A writer that meets the damage may stop, in words; nobody waits forever.

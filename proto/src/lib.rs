@@ -32,9 +32,10 @@ pub const KEY_BYTES_MAX: usize = 4 * 1024;
 /// Longest value a keyspace allows unless it says otherwise, bytes.
 pub const VALUE_BYTES_MAX: u32 = 8 * 1024 * 1024;
 
-/// Largest message any kvd reads, bytes. A replica's copy of a key is held to 32 MiB by refusing
-/// client writes that would grow it further, and a merge joins at most seven such copies (N is at
-/// most 7), so the largest legal object fits every path it must travel.
+/// Largest message any kvd reads, bytes. A replica's copy of a key is held to 32 MiB, compressed
+/// values counted as what they were, by refusing client writes that would grow it further, and a
+/// merge joins at most seven such copies (N is at most 7), so the largest legal object fits every
+/// path it must travel, stored or restored.
 pub const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// Port of a node unless it is told otherwise.

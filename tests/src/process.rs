@@ -230,10 +230,15 @@ impl Cluster {
         });
     }
 
-    /// Node `on`'s own copy of a key, asked through node `via`.
+    /// Node `on`'s own copy of a key of keyspace `default`, asked through node `via`.
     pub fn copy(&self, via: usize, on: &str, key: &[u8]) -> ReadCopyReply {
-        let request =
-            ReadCopyRequest { node: on.into(), keyspace: String::new(), key: key.to_vec().into() };
+        self.copy_in("default", via, on, key)
+    }
+
+    /// The same of a key of any keyspace.
+    pub fn copy_in(&self, keyspace: &str, via: usize, on: &str, key: &[u8]) -> ReadCopyReply {
+        let (node, keyspace) = (on.into(), keyspace.into());
+        let request = ReadCopyRequest { node, keyspace, key: key.to_vec().into() };
         let client = self.client(via);
         self.block_on(async { client.admin().read_copy(request).await })
             .expect("a copy")

@@ -51,8 +51,9 @@ fn request(args: &Init) -> Result<InitClusterRequest, Failure> {
             weight,
         })
         .collect();
-    let Policy { n, r, w, mode } = args.policy;
-    let given = n.is_some() || r.is_some() || w.is_some() || mode.is_some();
+    let Policy { n, r, w, mode, compression } = args.policy;
+    let counts = n.is_some() || r.is_some() || w.is_some();
+    let given = counts || mode.is_some() || compression.is_some();
     let n_usual = members.len().min(3) as u32;
     Ok(InitClusterRequest {
         name: args.name.clone(),

@@ -1,6 +1,6 @@
 //! `keyspaces list|show|create`: the named policies.
 
-use crate::cli::{ModeArg, Policy};
+use crate::cli::{CompressionArg, ModeArg, Policy};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
@@ -9,7 +9,7 @@ use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
 use crate::value::size;
 use proto::VALUE_BYTES_MAX;
-use proto::v1::{CreateKeyspaceRequest, Keyspace, KeyspaceView, Mode};
+use proto::v1::{Compression, CreateKeyspaceRequest, Keyspace, KeyspaceView, Mode};
 use serde::Serialize;
 
 /// Copies of a key where nothing else is said.
@@ -24,6 +24,7 @@ pub(crate) struct KeyspaceJson {
     w: u32,
     mode: &'static str,
     value_bytes_max: String,
+    compression: &'static str,
     partitions: Option<u32>,
     gets_fail: Option<u32>,
     puts_fail: Option<u32>,
@@ -50,6 +51,7 @@ impl KeyspaceJson {
             w: keyspace.w,
             mode: mode_name(keyspace.mode()),
             value_bytes_max: limit(keyspace).to_string(),
+            compression: compression_name(keyspace.compression()),
             partitions: None,
             gets_fail: None,
             puts_fail: None,
@@ -134,6 +136,11 @@ pub(crate) fn of_policy(name: &str, policy: &Policy, n_usual: u32) -> Keyspace {
         Some(ModeArg::Strict) => Mode::Strict,
         Some(ModeArg::Sloppy) | None => Mode::Sloppy,
     };
+    let compression = match policy.compression {
+        Some(CompressionArg::Lz4) => Compression::Lz4,
+        Some(CompressionArg::Zstd) => Compression::Zstd,
+        Some(CompressionArg::Off) | None => Compression::Off,
+    };
     Keyspace {
         name: name.to_owned(),
         n,
@@ -141,6 +148,7 @@ pub(crate) fn of_policy(name: &str, policy: &Policy, n_usual: u32) -> Keyspace {
         w: policy.w.unwrap_or(majority),
         mode: mode as i32,
         value_bytes_max: 0,
+        compression: compression as i32,
     }
 }
 
@@ -153,6 +161,14 @@ fn mode_name(mode: Mode) -> &'static str {
         Mode::Sloppy => "sloppy",
         Mode::Strict => "strict",
         Mode::Unspecified => "unknown",
+    }
+}
+
+fn compression_name(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Unspecified | Compression::Off => "off",
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
     }
 }
 
@@ -171,11 +187,12 @@ fn policy_cells(keyspace: &Keyspace) -> Vec<Cell> {
         keyspace.w.to_string().into(),
         mode_name(keyspace.mode()).into(),
         size(u64::from(limit(keyspace))).into(),
+        compression_name(keyspace.compression()).into(),
     ]
 }
 
 fn policy_table(keyspace: &Keyspace) -> Table {
-    let mut table = Table::new(&["KEYSPACE", "N", "R", "W", "MODE", "VALUE MAX"]);
+    let mut table = Table::new(&["KEYSPACE", "N", "R", "W", "MODE", "VALUE MAX", "COMPRESSION"]);
     table.row(policy_cells(keyspace));
     table
 }
@@ -188,6 +205,7 @@ fn table(keyspaces: &[KeyspaceView]) -> Table {
         "W",
         "MODE",
         "VALUE MAX",
+        "COMPRESSION",
         "PARTITIONS",
         "GETS FAIL",
         "PUTS FAIL",

@@ -2,10 +2,11 @@
 
 use super::respond;
 use crate::cluster::errors::{self, Failure};
-use crate::cluster::{Node, compact, coordinator, deadline, membership, scrub, view};
+use crate::cluster::{Node, compact, coordinator, deadline, membership, scrub, value, view};
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
+use bytes::Bytes;
 use futures_util::Stream;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
@@ -170,16 +171,19 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
     let name = cluster.name_of(on);
     let copy = coordinator::read_copy(node, &cluster, on, &key, deadline(0)).await;
     let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
-    Ok(copy_reply(name, copy))
+    let records = copy.iter().flat_map(|copy| copy.siblings().values().cloned()).collect();
+    let values = value::show(&key, records, deadline(0)).await?;
+    Ok(copy_reply(name, copy, values))
 }
 
-fn copy_reply(node: String, copy: Option<Object>) -> ReadCopyReply {
+/// What the caller is told; `values` are those of all the copy's siblings.
+fn copy_reply(node: String, copy: Option<Object>, values: Vec<Bytes>) -> ReadCopyReply {
     let present = copy.is_some();
     let copy = copy.unwrap_or_default();
-    let copies = copy.siblings().iter().map(|(dot, record)| Copy {
+    let copies = copy.siblings().iter().zip(values).map(|((dot, record), value)| Copy {
         dot: Some(coordinator::wire_dot(*dot)),
         tombstone: record.value.is_none(),
-        value: record.value.clone().unwrap_or_default(),
+        value,
         written_at_ms: dot.counter.ms(),
     });
     ReadCopyReply {

@@ -6,7 +6,7 @@ use super::coordinator::{
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
-use super::{Cluster, Node, deadline};
+use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
@@ -15,7 +15,6 @@ use crate::dynamo::object::Object;
 use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::read::{Read, ReadSpec, ReadStep};
-use crate::storage::record::value_checksum;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -75,7 +74,9 @@ async fn get_admitted(
     };
     match get.run(steps).await {
         ReadStep::Answer => {
-            let reply = get.reply(request.explain);
+            let live = get.read.joined().live().into_iter().map(|(_, record)| record.clone());
+            let values = value::show(&get.key, live.collect(), get.deadline).await;
+            let reply = values.map(|values| get.reply(values, request.explain));
             get.finish_behind_the_answer();
             reply
         }
@@ -211,31 +212,26 @@ impl Get {
         Duration::from_micros(usual.unwrap_or(0) * 4).clamp(HEDGE_MIN, HEDGE_MAX)
     }
 
-    fn reply(&self, explain: bool) -> Result<GetReply, Failure> {
+    /// What the client is told; `values` are those of the join's live siblings.
+    fn reply(&self, values: Vec<Bytes>, explain: bool) -> GetReply {
         let (key, joined) = (&self.key, self.read.joined());
-        let mut siblings = Vec::new();
-        for (dot, record) in joined.live() {
-            let value = record.value.clone().unwrap_or_default();
-            if value_checksum(key.bytes(), Some(&value)) != record.checksum {
-                let what = format!("a value of {} is not what was put", key.bytes().escape_ascii());
-                return Err(errors::internal(what));
-            }
+        let siblings = joined.live().into_iter().zip(values).map(|((dot, record), value)| {
             let context = self.cluster.sealer.seal(key, &joined.context_of(dot)).into();
-            siblings.push(sibling(dot, record, value, context));
-        }
+            sibling(dot, record, value, context)
+        });
         let context = match joined.clock() {
             clock if clock.is_empty() => Bytes::new(),
             clock => self.cluster.sealer.seal(key, clock).into(),
         };
         let replied: BTreeSet<Uid> = self.read.copies().keys().copied().collect();
         let repaired: BTreeSet<Uid> = self.read.repaired() | self.read.repairing();
-        Ok(GetReply {
-            siblings,
+        GetReply {
+            siblings: siblings.collect(),
             context,
             quorum: Some(self.quorum(&replied, &repaired)),
             replicas: if explain { self.answers() } else { Vec::new() },
             coordinator: self.cluster.name_of(self.node.uid),
-        })
+        }
     }
 
     fn quorum(&self, replied: &BTreeSet<Uid>, repaired: &BTreeSet<Uid>) -> v1::Quorum {

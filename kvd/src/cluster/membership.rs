@@ -11,6 +11,7 @@ use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::layout::{Joined, Keyspace, Layout, LayoutError, Member, Mode};
 use crate::dynamo::node::{ClusterId, Uid};
+use crate::dynamo::value::Codec;
 use crate::storage::StoreError;
 use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
@@ -308,10 +309,16 @@ pub async fn create_keyspace(
 
 /// A keyspace as a client describes it; zeros stand for the usual.
 fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
+    use proto::v1::Compression;
     use proto::v1::Mode::{Sloppy, Strict, Unspecified};
     let mode = match asked.mode() {
         Unspecified | Sloppy => Mode::Sloppy,
         Strict => Mode::Strict,
+    };
+    let compression = match asked.compression() {
+        Compression::Unspecified | Compression::Off => None,
+        Compression::Lz4 => Some(Codec::Lz4),
+        Compression::Zstd => Some(Codec::Zstd),
     };
     let usual = |asked: u32, usual: u32| {
         let asked = if asked == 0 { usual } else { asked };
@@ -325,6 +332,7 @@ fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
         r: usual(asked.r, majority),
         w: usual(asked.w, majority),
         mode,
+        compression,
         value_bytes_max: if asked.value_bytes_max == 0 {
             proto::VALUE_BYTES_MAX
         } else {

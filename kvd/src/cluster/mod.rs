@@ -8,6 +8,7 @@
 //! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
 //! | `coordinator` | what both need |
 //! | `room` | the room on the disk: watermarks, and the reserve |
+//! | `value` | values on their way in and out: compressed, restored, proven |
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
 //! | `witness` | what peers remember of each other's starts |
@@ -28,6 +29,7 @@ pub mod room;
 pub mod scan;
 pub mod scrub;
 pub mod survey;
+pub mod value;
 pub mod view;
 pub mod witness;
 

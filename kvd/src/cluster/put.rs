@@ -8,7 +8,7 @@ use super::coordinator::{
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
-use super::{Cluster, Node, deadline};
+use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
@@ -16,6 +16,7 @@ use crate::dynamo::node::{RequestId, Uid};
 use crate::dynamo::object::{Intent, Record};
 use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
+use crate::dynamo::value::{Codec, Value};
 use crate::dynamo::version::{Actor, Clock, Dot};
 use crate::dynamo::write::{Write, WriteSpec, WriteStep};
 use crate::storage::record::value_checksum;
@@ -75,6 +76,7 @@ struct Checked {
     key: Key,
     quorum: Quorum,
     mode: Mode,
+    compression: Option<Codec>,
     intent: Intent,
     /// What the client had seen: the base of the context it gets back.
     seen: Clock,
@@ -181,14 +183,25 @@ impl ClientWrite {
             None => keyspace.mode,
         };
         let record = Record {
-            value: value.cloned(),
+            value: value.cloned().map(Value::Plain),
             request,
             checksum: value_checksum(key.bytes(), value.map(|value| &value[..])),
         };
         let blind_delete = value.is_none() && context.is_empty();
         let intent = Intent { context: (!blind_delete).then(|| seen.clone()), record };
-        let deadline = deadline(timeout_ms);
-        Ok(Checked { verb, cluster, key, quorum, mode, intent, seen, explain, started, deadline })
+        Ok(Checked {
+            verb,
+            cluster,
+            key,
+            quorum,
+            mode,
+            compression: keyspace.compression,
+            intent,
+            seen,
+            explain,
+            started,
+            deadline: deadline(timeout_ms),
+        })
     }
 
     fn forwarded(&self, timeout: Duration) -> CoordinateCall {
@@ -211,7 +224,7 @@ async fn forward(
     request: &ClientWrite,
     homes: &[Uid],
 ) -> Result<WriteReply, Failure> {
-    let bytes = checked.intent.record.value.as_ref().map_or(0, Bytes::len);
+    let bytes = checked.intent.record.value.as_ref().map_or(0, Value::length);
     let (mut why, mut sent) = (Vec::new(), false);
     for home in quickest_first(node, &checked.cluster, homes) {
         let Some(peer) = checked.cluster.peers.get(&home) else {
@@ -245,7 +258,7 @@ fn worth_another_try(detail: &v1::ErrorDetail) -> bool {
 
 async fn coordinate_here(
     node: &Arc<Node>,
-    checked: Checked,
+    mut checked: Checked,
     homes: Vec<Uid>,
 ) -> Result<WriteReply, Failure> {
     let is_put = checked.intent.record.value.is_some();
@@ -271,6 +284,10 @@ async fn coordinate_here(
         Ok(started) => started,
         Err(_too_few) => return Err(refused_at_once(&checked, &homes)),
     };
+    if let Some(Value::Plain(sent)) = &checked.intent.record.value {
+        let kept = value::keep(checked.compression, sent.clone(), checked.deadline).await?;
+        checked.intent.record.value = Some(kept);
+    }
     let fresh_actor = Actor(clock::random_u64());
     let now_ms = clock::now_ms();
     let (prepared, synced) =

@@ -3,7 +3,7 @@
 use super::coordinator::{admit, keyspace, sibling};
 use super::errors::{self, Failure};
 use super::peers::CallError;
-use super::{Cluster, Node, deadline};
+use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Keyspace;
@@ -23,7 +23,7 @@ use std::time::Instant;
 const LIMIT_DEFAULT: u32 = 256;
 const LIMIT_MAX: u32 = 1024;
 
-/// A page ends once it holds so many bytes of values.
+/// A page ends once it holds so many bytes, its values as long as they were sent.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// One page, from the request's cursor on.
@@ -62,7 +62,8 @@ async fn scan_admitted(node: &Arc<Node>, request: ScanRequest) -> Result<ScanRep
         cluster,
     };
     let next = walk.run(last).await;
-    Ok(walk.reply(next))
+    let (deadline, bytes) = (walk.deadline, walk.bytes);
+    value::within(deadline, bytes, move || walk.reply(next)).await?
 }
 
 /// The page a peer asks of this node's own copies.
@@ -134,26 +135,31 @@ impl Walk {
         loop {
             let partition = self.from.0.partition(bits);
             let page = self.partition_page(partition, Token::range(partition, bits).1).await;
-            let room = self.limit - self.found.len();
-            let through = self.keep(page.entries, room).or(page.through);
+            let through = self.keep(page.entries).or(page.through);
             self.from = match through {
                 Some(place) => place,
                 None if partition >= last => return None,
                 None => (Token::range(partition + 1, bits).0, Bytes::new()),
             };
-            let full = self.found.len() >= self.limit || self.bytes >= PAGE_BYTES;
-            if full || clock::now() >= half {
+            if self.is_full() || clock::now() >= half {
                 return Some(self.from.clone());
             }
         }
     }
 
-    /// Keeps what is not deleted. If the replicas' pages together hold more than there is `room`
-    /// for, the page ends within them: returns where.
-    fn keep(&mut self, entries: Vec<(Bytes, Object)>, room: usize) -> Option<Place> {
+    fn is_full(&self) -> bool {
+        self.found.len() >= self.limit || self.bytes >= PAGE_BYTES
+    }
+
+    /// Keeps what is not deleted. If the replicas' pages together hold more than there is room for
+    /// (compressed values may be far longer than what is stored of them), the page ends within
+    /// them: returns where.
+    fn keep(&mut self, entries: Vec<(Bytes, Object)>) -> Option<Place> {
         let mut live = entries.into_iter().filter(|(_, object)| !object.live().is_empty());
-        for (key, object) in live.by_ref().take(room) {
-            self.bytes += object.encoded_len();
+        while !self.is_full()
+            && let Some((key, object)) = live.next()
+        {
+            self.bytes += object.shown_len();
             self.found.push((key, object));
         }
         live.next()?;
@@ -223,23 +229,25 @@ impl Walk {
         }
     }
 
-    fn reply(self, next: Option<Place>) -> ScanReply {
+    fn reply(self, next: Option<Place>) -> Result<ScanReply, Failure> {
         let item = |(bytes, object): (Bytes, Object)| {
             let key = Key::new(self.keyspace.id(), bytes.clone()).ok()?; // a peer's nonsense: left out
             let seal = |clock: &Clock| Bytes::from(self.cluster.sealer.seal(&key, clock));
             let live = object.live().into_iter().map(|(dot, record)| {
-                let value = record.value.clone().unwrap_or_default();
-                sibling(dot, record, value, seal(&object.context_of(dot)))
+                let value = value::prove(&key, record)?;
+                Ok(sibling(dot, record, value, seal(&object.context_of(dot))))
             });
-            Some(ScanItem { key: bytes, siblings: live.collect(), context: seal(object.clock()) })
+            let siblings = live.collect::<Result<_, Failure>>();
+            let context = seal(object.clock());
+            Some(siblings.map(|siblings| ScanItem { key: bytes, siblings, context }))
         };
         let cursor = |(token, key): Place| [&token.to_bytes()[..], &key[..]].concat().into();
-        ScanReply {
-            items: self.found.into_iter().filter_map(item).collect(),
+        Ok(ScanReply {
+            items: self.found.into_iter().filter_map(item).collect::<Result<_, _>>()?,
             next: next.map(cursor).unwrap_or_default(),
             complete: self.complete,
             missing: self.cluster.names_of(&self.missing),
-        }
+        })
     }
 }
 

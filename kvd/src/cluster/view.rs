@@ -5,6 +5,7 @@ use super::{Cluster, Node};
 use crate::clock;
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use crate::dynamo::node::Uid;
+use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
     self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeView, Verdict,
@@ -89,6 +90,11 @@ pub fn wire_keyspace(keyspace: &Keyspace) -> v1::Keyspace {
         Mode::Sloppy => v1::Mode::Sloppy,
         Mode::Strict => v1::Mode::Strict,
     };
+    let compression = match keyspace.compression {
+        None => v1::Compression::Off,
+        Some(Codec::Lz4) => v1::Compression::Lz4,
+        Some(Codec::Zstd) => v1::Compression::Zstd,
+    };
     v1::Keyspace {
         name: keyspace.name.clone(),
         n: keyspace.n.into(),
@@ -96,6 +102,7 @@ pub fn wire_keyspace(keyspace: &Keyspace) -> v1::Keyspace {
         w: keyspace.w.into(),
         mode: mode.into(),
         value_bytes_max: keyspace.value_bytes_max,
+        compression: compression.into(),
     }
 }
 

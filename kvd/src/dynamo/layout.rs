@@ -9,20 +9,23 @@
 //! # Bytes
 //! Numbers are big-endian; `text` is a length (u8) and that many bytes.
 //! ```text
-//! "KVDL"  version u8 = 1
+//! "KVDL"  version u8 = 1 or 2
 //! parents     count u8, each id [16]              ascending
 //! depth u64   cluster name text   partition bits u8
 //! members     count u16, each uid [16], name text, address text, zone text, weight u32
 //!                                                 ascending by uid
 //! keyspaces   count u16, each name text, n u8, r u8, w u8, mode u8 (0 sloppy, 1 strict),
+//!             compression u8 (0 off, 1 lz4, 2 zstd; only in version 2),
 //!             value_bytes_max u32, stamp u64      ascending by id
 //! tables      count u8, each n u8, then 2^bits rows of n slots u16
 //!                                                 ascending by n, one for every N in use
 //! ```
-//! One layout has one encoding. The id is the first 16 bytes of its SHA-256.
+//! A layout is of version 2 if a keyspace compresses, and else of version 1. So one layout has one
+//! encoding, whichever kvd made it. The id is the first 16 bytes of its SHA-256.
 
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use crate::dynamo::plan::{self, EMPTY, PlanError, Share};
+use crate::dynamo::value::Codec;
 use proto::token::Token;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +66,10 @@ pub const DEFAULT_KEYSPACE: &str = "default";
 const DEPTH_MAX: u64 = 1 << 48;
 
 const MAGIC: &[u8; 4] = b"KVDL";
-const VERSION: u8 = 1;
+/// The newest version, the one with compression.
+const VERSION: u8 = 2;
+/// The version without.
+const VERSION_PLAIN: u8 = 1;
 
 /// Why a layout is refused: what was wrong and what is allowed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -141,8 +147,11 @@ pub enum LayoutError {
     #[error("not a layout: the first bytes are not `KVDL`")]
     Magic,
     /// A layout of a later release.
-    #[error("layout version {found}: this version knows {VERSION}")]
+    #[error("layout version {found}: this version knows {VERSION_PLAIN} to {VERSION}")]
     Version { found: u8 },
+    /// A layout has one encoding, and this is not it.
+    #[error("layout version {found} for what version {VERSION_PLAIN} can say")]
+    NeedlessVersion { found: u8 },
     /// The bytes end early.
     #[error("layout cut short: {wanted} more bytes wanted, {left} left")]
     Short { wanted: usize, left: usize },
@@ -155,6 +164,9 @@ pub enum LayoutError {
     /// Neither sloppy nor strict.
     #[error("mode {found} of keyspace {keyspace}: 0 is sloppy, 1 is strict")]
     Mode { keyspace: String, found: u8 },
+    /// No codec of this version.
+    #[error("compression {found} of keyspace {keyspace}: 0 is off, 1 is lz4, 2 is zstd")]
+    Compression { keyspace: String, found: u8 },
     /// One table for every N in use, no other.
     #[error("the tables are for N of {found:?}, the keyspaces use {wanted:?}")]
     Tables { found: Vec<u8>, wanted: Vec<u8> },
@@ -249,6 +261,8 @@ pub struct Keyspace {
     pub w: u8,
     /// Whether fallbacks count.
     pub mode: Mode,
+    /// What compresses its values; `None`: nothing does.
+    pub compression: Option<Codec>,
     /// Largest value, bytes, 1 to [`VALUE_BYTES_MAX`].
     pub value_bytes_max: u32,
     /// Depth of the layout that created it; set by that layout, whatever it was before.
@@ -285,22 +299,25 @@ impl Keyspace {
     /// would do that all nodes agree on; the older one has been in use for longer.
     fn precedence(&self) -> (u64, Vec<u8>) {
         let mut bytes = Vec::new();
-        self.encode(&mut bytes);
+        self.encode(&mut bytes, VERSION);
         (self.stamp, bytes)
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode(&self, out: &mut Vec<u8>, version: u8) {
         put_text(out, &self.name);
         let mode = match self.mode {
             Mode::Sloppy => 0,
             Mode::Strict => 1,
         };
         out.extend([self.n, self.r, self.w, mode]);
+        if version > VERSION_PLAIN {
+            out.push(Codec::to_byte(self.compression));
+        }
         out.extend(self.value_bytes_max.to_be_bytes());
         out.extend(self.stamp.to_be_bytes());
     }
 
-    fn decode(bytes: &mut Reader<'_>) -> Result<Self, LayoutError> {
+    fn decode(bytes: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
         let name = bytes.text()?;
         let [n, r, w, mode] = bytes.array()?;
         let mode = match mode {
@@ -310,9 +327,15 @@ impl Keyspace {
                 return Err(LayoutError::Mode { keyspace: name, found });
             }
         };
+        let compression = match version {
+            VERSION_PLAIN => Ok(None),
+            _ => Codec::from_byte(bytes.u8()?),
+        };
+        let unknown = |found| LayoutError::Compression { keyspace: name.clone(), found };
+        let compression = compression.map_err(unknown)?;
         let value_bytes_max = u32::from_be_bytes(bytes.array()?);
         let stamp = u64::from_be_bytes(bytes.array()?);
-        Ok(Self { name, n, r, w, mode, value_bytes_max, stamp })
+        Ok(Self { name, n, r, w, mode, compression, value_bytes_max, stamp })
     }
 }
 
@@ -588,9 +611,10 @@ impl Layout {
     /// The bytes of this layout; see the module's head. The same layout has the same bytes on every
     /// node.
     pub fn encode(&self) -> Vec<u8> {
+        let version = self.version();
         let mut out = Vec::new();
         out.extend(MAGIC);
-        out.push(VERSION);
+        out.push(version);
         out.push(self.parents.len() as u8);
         out.extend(self.parents.iter().flat_map(|parent| parent.to_bytes()));
         out.extend(self.depth.to_be_bytes());
@@ -599,10 +623,16 @@ impl Layout {
         out.extend((self.members.len() as u16).to_be_bytes());
         self.members.iter().for_each(|member| member.encode(&mut out));
         out.extend((self.keyspaces.len() as u16).to_be_bytes());
-        self.keyspaces.values().for_each(|keyspace| keyspace.encode(&mut out));
+        self.keyspaces.values().for_each(|keyspace| keyspace.encode(&mut out, version));
         out.push(self.tables.len() as u8);
         self.tables.values().for_each(|table| table.encode(&mut out));
         out
+    }
+
+    /// The oldest version that can say it.
+    fn version(&self) -> u8 {
+        let compressed = self.keyspaces.values().any(|keyspace| keyspace.compression.is_some());
+        if compressed { VERSION } else { VERSION_PLAIN }
     }
 
     /// The layout of these bytes, all of it checked as when one is made; its id is made from the
@@ -615,12 +645,15 @@ impl Layout {
         if reader.take(MAGIC.len())? != MAGIC {
             return Err(LayoutError::Magic);
         }
-        let found = reader.u8()?;
-        if found != VERSION {
-            return Err(LayoutError::Version { found });
-        }
-        let mut layout = Self::decode_facts(&mut reader)?;
+        let version = match reader.u8()? {
+            version @ VERSION_PLAIN..=VERSION => version,
+            found => return Err(LayoutError::Version { found }),
+        };
+        let mut layout = Self::decode_facts(&mut reader, version)?;
         layout.check_facts()?;
+        if layout.version() != version {
+            return Err(LayoutError::NeedlessVersion { found: version });
+        }
         for _ in 0..reader.u8()? {
             let table = Table::decode(&mut reader, layout.partition_bits)?;
             if layout.tables.last_key_value().is_some_and(|(&last, _)| last >= table.n) {
@@ -638,7 +671,7 @@ impl Layout {
     }
 
     /// Everything up to the tables, yet unchecked but for counts and order.
-    fn decode_facts(reader: &mut Reader<'_>) -> Result<Self, LayoutError> {
+    fn decode_facts(reader: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
         let mut parents = Vec::new();
         for _ in 0..reader.u8()? {
             parents.push(LayoutId::from_bytes(reader.array()?));
@@ -657,7 +690,7 @@ impl Layout {
         check_keyspace_count(count)?;
         let mut keyspaces = BTreeMap::new();
         for _ in 0..count {
-            let keyspace = Keyspace::decode(reader)?;
+            let keyspace = Keyspace::decode(reader, version)?;
             let id = keyspace.id();
             if keyspaces.last_key_value().is_some_and(|(&last, _)| last >= id) {
                 return Err(LayoutError::Order { what: "keyspaces" });
@@ -914,7 +947,8 @@ pub(crate) mod samples {
     pub(crate) fn keyspace(name: &str, n: u8) -> Keyspace {
         let (r, w) = (n / 2 + 1, n / 2 + 1);
         let (name, mode) = (name.to_owned(), Mode::Sloppy);
-        Keyspace { name, n, r, w, mode, value_bytes_max: VALUE_BYTES_MAX, stamp: 0 }
+        let value_bytes_max = VALUE_BYTES_MAX;
+        Keyspace { name, n, r, w, mode, compression: None, value_bytes_max, stamp: 0 }
     }
 
     /// A first layout whose default keyspace has N=3.
@@ -1122,7 +1156,8 @@ mod tests {
             Layout::decode(&bytes).unwrap_err()
         };
         assert_eq!(error(&|b| b[0] = b'X'), LayoutError::Magic);
-        assert_eq!(error(&|b| b[4] = 2), LayoutError::Version { found: 2 });
+        assert_eq!(error(&|b| b[4] = 3), LayoutError::Version { found: 3 });
+        assert_eq!(error(&|b| b[4] = 0), LayoutError::Version { found: 0 });
         assert_eq!(error(&|b| b.push(0)), LayoutError::Trailing { bytes: 1 });
         assert!(matches!(error(&|b| b.truncate(b.len() - 1)), LayoutError::Short { .. }));
         let depth_zero = LayoutError::Depth { depth: 0, parents: 0 };
@@ -1141,9 +1176,31 @@ mod tests {
         assert!(matches!(nobody, LayoutError::Row { .. }), "{nobody}");
     }
 
+    fn compressing(keyspace: Keyspace, number: usize) -> Keyspace {
+        let compression = [None, Some(Codec::Lz4), Some(Codec::Zstd)][number % 3];
+        Keyspace { compression, ..keyspace }
+    }
+
+    #[test]
+    fn only_what_needs_it_is_version_2() {
+        let plain = three().with_keyspace(keyspace("k", 1)).unwrap();
+        assert_eq!(plain.encode()[4], 1);
+        let lz4 = three().with_keyspace(compressing(keyspace("k", 1), 1)).unwrap();
+        let mut bytes = lz4.encode();
+        assert_eq!(bytes[4], 2);
+        // The bytes of `k` in the list: name, N, R, W, mode, compression.
+        let k = bytes.windows(6).position(|bytes| bytes == b"\x01k\x01\x01\x01\x00").unwrap();
+        bytes[k + 6] = 3;
+        let unknown = LayoutError::Compression { keyspace: "k".into(), found: 3 };
+        assert_eq!(Layout::decode(&bytes), Err(unknown));
+        bytes[k + 6] = 0;
+        assert_eq!(Layout::decode(&bytes), Err(LayoutError::NeedlessVersion { found: 2 }));
+    }
+
     #[test]
     fn every_flipped_bit_is_refused_or_makes_another_id() {
         let layout = three().with_keyspace(keyspace("k", 1)).unwrap();
+        let layout = layout.with_keyspace(compressing(keyspace("z", 1), 2)).unwrap();
         let mut bytes = layout.encode();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
@@ -1202,9 +1259,9 @@ mod tests {
         fn happen(&mut self, event: Event) {
             match event {
                 Event::Create { node, number, n } => {
-                    if let Ok(head) =
-                        self.head(node).with_keyspace(keyspace(&format!("k{number}"), n))
-                    {
+                    let keyspace = keyspace(&format!("k{number}"), n);
+                    let keyspace = compressing(keyspace, node);
+                    if let Ok(head) = self.head(node).with_keyspace(keyspace) {
                         self.0[node].push(head);
                     }
                 }
@@ -1255,7 +1312,7 @@ mod tests {
         ) {
             let mut layout = layout(&weights, zones);
             for (i, &n) in copies.iter().enumerate() {
-                let mut keyspace = keyspace(&format!("k{i}"), n);
+                let mut keyspace = compressing(keyspace(&format!("k{i}"), n), i + usize::from(n));
                 if i % 2 == 0 {
                     keyspace.mode = Mode::Strict;
                 }
@@ -1269,8 +1326,10 @@ mod tests {
         #[test]
         fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(Layout::decode(&bytes).is_err());
-            let headed = [&MAGIC[..], &[VERSION, 0], &1u64.to_be_bytes(), &bytes].concat();
-            prop_assert!(Layout::decode(&headed).is_err());
+            for version in [VERSION_PLAIN, VERSION] {
+                let headed = [&MAGIC[..], &[version, 0], &1u64.to_be_bytes(), &bytes].concat();
+                prop_assert!(Layout::decode(&headed).is_err());
+            }
         }
 
         #[test]
@@ -1278,7 +1337,7 @@ mod tests {
             spots in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
             cut in any::<prop::sample::Index>(),
         ) {
-            let whole = three().encode();
+            let whole = three().with_keyspace(compressing(keyspace("k", 1), 1)).unwrap().encode();
             let mut bytes = whole.clone();
             for (spot, byte) in spots {
                 *spot.get_mut(&mut bytes) = byte;

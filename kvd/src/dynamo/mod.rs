@@ -16,6 +16,7 @@
 //! | `preference` | the replicas of one key in order, then the fallbacks |
 //! | `clock` | hybrid logical clock: counters that never repeat |
 //! | `version` | dots and version vectors |
+//! | `value` | a value as it is kept: as it was sent, or compressed |
 //! | `object` | one key's siblings: put, delete, merge |
 //! | `context` | the opaque token a client carries from a get to a put |
 //! | `quorum` | N, R and W of one request |
@@ -36,6 +37,7 @@ pub mod quorum;
 pub mod read;
 pub mod scan;
 pub mod start;
+pub mod value;
 pub mod verdict;
 pub mod version;
 pub mod write;

@@ -8,6 +8,7 @@
 
 use crate::dynamo::clock::{Counter, HybridClock};
 use crate::dynamo::node::{Incarnation, RequestId};
+use crate::dynamo::value::{Codec, Value};
 use crate::dynamo::version::{Actor, Clock, Dot};
 use bytes::{Buf, BufMut, Bytes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// can only be a client that never sends contexts. Merges and repair are never refused.
 pub const SIBLINGS_MAX: usize = 128;
 
-/// Bytes of one object that a client put may leave, all siblings together. A put that would leave
-/// more is refused; merges and repair never are, and [`proto::MESSAGE_BYTES_MAX`] has room for
-/// the join of every replica's full object.
+/// Bytes of one object that a client put may leave, all siblings together, each as long as its
+/// client sent it. A put that would leave more is refused; merges and repair never are, and
+/// [`proto::MESSAGE_BYTES_MAX`] has room for the join of every replica's full object.
+///
+/// Compressed values count as what they were: stored they take less, but a get shows all of them
+/// restored in one message, and a key whose values did not fit could not be read to be mended.
 pub const OBJECT_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// One key's siblings and clock, as one replica holds them.
@@ -43,10 +47,11 @@ pub struct Mine {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Record {
     /// The value; `None` for a tombstone.
-    pub value: Option<Bytes>,
+    pub value: Option<Value>,
     /// The client's name for the write. Retries share it.
     pub request: RequestId,
-    /// CRC-32 of key, then value, taken by the coordinator from what the client sent.
+    /// CRC-32 of key, then value, taken by the coordinator from what the client sent: before it
+    /// was compressed.
     pub checksum: u32,
 }
 
@@ -224,7 +229,7 @@ impl Object {
         if siblings > SIBLINGS_MAX && siblings > siblings_before {
             return Err(WriteRefused::TooManySiblings(siblings));
         }
-        match self.encoded_len() + SIBLING_BYTES + value.len() {
+        match self.shown_len() + SIBLING_BYTES + value.length() {
             bytes if bytes > OBJECT_BYTES_MAX => Err(WriteRefused::TooLarge(bytes)),
             _ => Ok(()),
         }
@@ -233,16 +238,25 @@ impl Object {
 
 // === encoding ===
 //
-// version u8 = 1
+// version u8 = 1 or 2
 // n u32, then n × (actor u64, counter u64)     clock: seen up to, actors ascending
 // n u32, then n × (actor u64, counter u64)     clock: single dots, ascending
 // n u32, then n × sibling, dots ascending:
 //   actor u64, counter u64, request u128, checksum u32,
-//   length u32 (u32::MAX: tombstone), value
+//   codec u8 (0 none, 1 lz4, 2 zstd)           only in version 2
+//   length u32 (u32::MAX: tombstone),
+//   length of what the client sent u32         only with a codec
+//   value
+//
+// An object is of version 2 if it holds a compressed value, and else of version 1: what both can
+// say has one encoding, and nodes that read version 1 alone read it.
 //
 // All integers big-endian. Drawn again in docs/storage-format.md.
 
-const VERSION: u8 = 1;
+/// The newest version, the one with compressed values.
+const VERSION: u8 = 2;
+/// The version without.
+const VERSION_PLAIN: u8 = 1;
 const DOT_BYTES: usize = 16;
 const SIBLING_BYTES: usize = DOT_BYTES + 16 + 4 + 4;
 const TOMBSTONE: u32 = u32::MAX;
@@ -254,7 +268,7 @@ pub enum DecodeError {
     #[error("cut short")]
     Short,
     /// A newer kvd wrote them, or nobody did.
-    #[error("version {0} is unknown, this kvd reads version {VERSION}")]
+    #[error("version {0} is unknown, this kvd reads versions {VERSION_PLAIN} to {VERSION}")]
     UnknownVersion(u8),
     /// They go on after the end.
     #[error("{0} bytes too many")]
@@ -267,10 +281,33 @@ pub enum DecodeError {
 impl Object {
     /// Length of [`Object::encode`], bytes.
     pub fn encoded_len(&self) -> usize {
-        let values: usize =
-            self.siblings.values().map(|r| r.value.as_ref().map_or(0, Bytes::len)).sum();
+        let value = |value: &Value| match value {
+            Value::Plain(bytes) => bytes.len(),
+            Value::Compressed { bytes, .. } => 4 + bytes.len(),
+        };
+        let codecs = if self.version() == VERSION_PLAIN { 0 } else { self.siblings.len() };
+        self.bare_len() + codecs + self.values().map(value).sum::<usize>()
+    }
+
+    /// The same had no value been compressed: what it takes to show them, bytes.
+    pub fn shown_len(&self) -> usize {
+        self.bare_len() + self.values().map(Value::length).sum::<usize>()
+    }
+
+    /// The same without its values.
+    fn bare_len(&self) -> usize {
         let dots = self.clock.upto().len() + self.clock.dots().len();
-        1 + 3 * 4 + dots * DOT_BYTES + self.siblings.len() * SIBLING_BYTES + values
+        1 + 3 * 4 + dots * DOT_BYTES + self.siblings.len() * SIBLING_BYTES
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Value> {
+        self.siblings.values().filter_map(|record| record.value.as_ref())
+    }
+
+    /// The oldest version that can say it.
+    fn version(&self) -> u8 {
+        let compressed = self.values().any(|value| value.codec().is_some());
+        if compressed { VERSION } else { VERSION_PLAIN }
     }
 
     /// The bytes that are stored and sent. Canonical: equal objects, equal bytes. Without `mine`.
@@ -282,34 +319,29 @@ impl Object {
 
     /// Appends [`Object::encode`] to `out`.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
-        out.put_u8(VERSION);
+        let version = self.version();
+        out.put_u8(version);
         put_clock(out, &self.clock);
         out.put_u32(self.siblings.len() as u32);
         for (dot, record) in &self.siblings {
             put_dot(out, *dot);
             out.put_u128(record.request.0);
             out.put_u32(record.checksum);
-            match &record.value {
-                None => out.put_u32(TOMBSTONE),
-                Some(value) => {
-                    out.put_u32(value.len() as u32);
-                    out.put_slice(value);
-                }
-            }
+            put_value(out, record.value.as_ref(), version);
         }
     }
 
     /// Reads what [`Object::encode`] wrote. Values share the memory of `bytes`.
     pub fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
-        match bytes.try_get_u8().map_err(|_| DecodeError::Short)? {
-            VERSION => {}
+        let version = match bytes.try_get_u8().map_err(|_| DecodeError::Short)? {
+            version @ VERSION_PLAIN..=VERSION => version,
             other => return Err(DecodeError::UnknownVersion(other)),
-        }
+        };
         let clock = get_clock(&mut bytes)?;
         let count = get_count(&mut bytes, SIBLING_BYTES)?;
         let mut siblings = BTreeMap::new();
         for _ in 0..count {
-            let (dot, record) = get_sibling(&mut bytes)?;
+            let (dot, record) = get_sibling(&mut bytes, version)?;
             if siblings.last_key_value().is_some_and(|(last, _)| dot <= *last) {
                 return Err(DecodeError::Malformed("siblings out of order"));
             }
@@ -318,8 +350,12 @@ impl Object {
             }
             siblings.insert(dot, record);
         }
+        let object = Self { clock, siblings, mine: None };
         match bytes.len() {
-            0 => Ok(Self { clock, siblings, mine: None }),
+            0 if object.version() != version => {
+                Err(DecodeError::Malformed("version 2 without a compressed value"))
+            }
+            0 => Ok(object),
             more => Err(DecodeError::Trailing(more)),
         }
     }
@@ -372,16 +408,58 @@ fn get_dot(bytes: &mut Bytes) -> Result<Dot, DecodeError> {
     Ok(Dot { actor, counter })
 }
 
-fn get_sibling(bytes: &mut Bytes) -> Result<(Dot, Record), DecodeError> {
+fn get_sibling(bytes: &mut Bytes, version: u8) -> Result<(Dot, Record), DecodeError> {
     let dot = get_dot(bytes)?;
     let request = RequestId(bytes.try_get_u128().map_err(|_| DecodeError::Short)?);
     let checksum = bytes.try_get_u32().map_err(|_| DecodeError::Short)?;
-    let value = match bytes.try_get_u32().map_err(|_| DecodeError::Short)? {
-        TOMBSTONE => None,
-        len if bytes.len() < len as usize => return Err(DecodeError::Short),
-        len => Some(bytes.split_to(len as usize)),
-    };
+    let value = get_value(bytes, version)?;
     Ok((dot, Record { value, request, checksum }))
+}
+
+fn put_value(out: &mut Vec<u8>, value: Option<&Value>, version: u8) {
+    if version > VERSION_PLAIN {
+        out.put_u8(Codec::to_byte(value.and_then(Value::codec)));
+    }
+    let Some(value) = value else { return out.put_u32(TOMBSTONE) };
+    out.put_u32(value.stored().len() as u32);
+    if let Value::Compressed { length, .. } = value {
+        out.put_u32(*length);
+    }
+    out.put_slice(value.stored());
+}
+
+fn get_value(bytes: &mut Bytes, version: u8) -> Result<Option<Value>, DecodeError> {
+    let codec = match version {
+        VERSION_PLAIN => None,
+        _ => {
+            let byte = bytes.try_get_u8().map_err(|_| DecodeError::Short)?;
+            Codec::from_byte(byte).map_err(|_| DecodeError::Malformed("an unknown codec"))?
+        }
+    };
+    let stored = bytes.try_get_u32().map_err(|_| DecodeError::Short)?;
+    if stored == TOMBSTONE {
+        let rule = DecodeError::Malformed("a compressed tombstone");
+        return if codec.is_none() { Ok(None) } else { Err(rule) };
+    }
+    let length = match codec {
+        None => stored,
+        Some(_) => bytes.try_get_u32().map_err(|_| DecodeError::Short)?,
+    };
+    // As much memory is reserved when the value is restored.
+    if codec.is_some() && length > proto::VALUE_BYTES_MAX {
+        return Err(DecodeError::Malformed("a compressed value longer than any may be"));
+    }
+    if codec.is_some() && stored >= length {
+        return Err(DecodeError::Malformed("a compressed value that is no shorter"));
+    }
+    if bytes.len() < stored as usize {
+        return Err(DecodeError::Short);
+    }
+    let bytes = bytes.split_to(stored as usize);
+    Ok(Some(match codec {
+        None => Value::Plain(bytes),
+        Some(codec) => Value::Compressed { codec, bytes, length },
+    }))
 }
 
 /// A count of items of at least `item` bytes each; refused early if they cannot all be there, so
@@ -399,8 +477,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Of every three values one is as it was sent, one by each codec.
     fn intent(context: Option<Clock>, value: Option<&str>, request: u128) -> Intent {
-        let value = value.map(|v| Bytes::copy_from_slice(v.as_bytes()));
+        let value = value.map(|v| {
+            let bytes = Bytes::copy_from_slice(v.as_bytes());
+            match request % 3 {
+                0 => Value::Plain(bytes),
+                1 => Value::Compressed { codec: Codec::Lz4, bytes, length: 100 },
+                _ => Value::Compressed { codec: Codec::Zstd, bytes, length: 200 },
+            }
+        });
         Intent { context, record: Record { value, request: RequestId(request), checksum: 7 } }
     }
 
@@ -446,7 +532,7 @@ mod tests {
     }
 
     fn values(object: &Object) -> Vec<&[u8]> {
-        object.live().iter().map(|(_, r)| r.value.as_deref().unwrap()).collect()
+        object.live().iter().map(|(_, r)| &r.value.as_ref().unwrap().stored()[..]).collect()
     }
 
     #[test]
@@ -552,6 +638,63 @@ mod tests {
         let mut n2 = Replica { name: 2, ..Default::default() };
         n2.merge(&Object::decode(n1.copy().encode().into()).unwrap());
         assert_eq!(n2.copy().mine(), None);
+    }
+
+    /// One compressed sibling, and where its codec, stored length and length are in its encoding.
+    fn compressed() -> (Vec<u8>, usize) {
+        let mut n1 = Replica::default();
+        n1.put(None, "value", 1);
+        let bytes = n1.copy().encode();
+        let codec = bytes.len() - "value".len() - 4 - 4 - 1;
+        assert_eq!(bytes[codec..], *b"\x01\x00\x00\x00\x05\x00\x00\x00\x64value");
+        (bytes, codec)
+    }
+
+    #[test]
+    fn a_compressed_value_that_no_coordinator_made_is_refused() {
+        let refused = |change: &dyn Fn(&mut [u8])| {
+            let (mut bytes, codec) = compressed();
+            change(&mut bytes[codec..]);
+            match Object::decode(bytes.into()) {
+                Err(DecodeError::Malformed(why)) => why,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refused(&|value| value[0] = 3), "an unknown codec");
+        assert_eq!(refused(&|value| value[1..5].fill(0xff)), "a compressed tombstone");
+        assert_eq!(refused(&|value| value[8] = 5), "a compressed value that is no shorter");
+        let bomb = refused(&|value| value[5..9].fill(0xff));
+        assert_eq!(bomb, "a compressed value longer than any may be");
+        let (mut bytes, codec) = compressed();
+        bytes[codec] = 0;
+        bytes.drain(codec + 5..codec + 9);
+        let needless = DecodeError::Malformed("version 2 without a compressed value");
+        assert_eq!(Object::decode(bytes.into()), Err(needless));
+    }
+
+    #[test]
+    fn an_object_is_held_to_what_showing_it_takes() {
+        let mut clock = HybridClock::resume(Counter::default());
+        let mut copy = None;
+        let mut put = |request| {
+            let mut intent = intent(Some(Clock::new()), Some("small"), request);
+            let (codec, bytes) = (Codec::Zstd, "small".into());
+            let length = proto::VALUE_BYTES_MAX;
+            intent.record.value = Some(Value::Compressed { codec, bytes, length });
+            let minter = Minter {
+                incarnation: Incarnation(0),
+                clock: &mut clock,
+                now_ms: 0,
+                fresh_actor: Actor(1),
+            };
+            copy = Some(Object::coordinate(copy.clone(), &intent, minter)?.object);
+            Ok(copy.as_ref().map(Object::encoded_len))
+        };
+        for request in 0..3 {
+            assert!(put(request).unwrap() < Some(1000), "stored it is small");
+        }
+        let refused = put(3).unwrap_err();
+        assert!(matches!(refused, WriteRefused::TooLarge(bytes) if bytes > OBJECT_BYTES_MAX));
     }
 
     #[test]

@@ -280,6 +280,7 @@ mod tests {
     use crate::dynamo::clock::Counter;
     use crate::dynamo::node::RequestId;
     use crate::dynamo::object::Record;
+    use crate::dynamo::value::Value;
     use crate::dynamo::version::{Actor, Clock, Dot};
     use proptest::prelude::*;
 
@@ -305,8 +306,11 @@ mod tests {
         let dot = Dot { actor: Actor(write), counter: Counter(1) };
         let mut clock = Clock::new();
         clock.advance(dot);
-        let record =
-            Record { value: Some("v".into()), request: RequestId(write.into()), checksum: 0 };
+        let record = Record {
+            value: Some(Value::Plain("v".into())),
+            request: RequestId(write.into()),
+            checksum: 0,
+        };
         Object::from_parts(clock, [(dot, record)])
     }
 

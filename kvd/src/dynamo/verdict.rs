@@ -164,7 +164,16 @@ mod tests {
 
     fn keyspace(name: &str, r: u8, w: u8) -> Keyspace {
         let mode = Mode::Sloppy;
-        Keyspace { name: name.into(), n: 3, r, w, mode, value_bytes_max: 1024, stamp: 1 }
+        Keyspace {
+            name: name.into(),
+            n: 3,
+            r,
+            w,
+            mode,
+            compression: None,
+            value_bytes_max: 1024,
+            stamp: 1,
+        }
     }
 
     fn missing(name: &str, for_ms: u64) -> Missing {

@@ -323,7 +323,7 @@ impl Store {
         now_ms: u64,
         fresh_actor: Actor,
     ) -> (Answer<Prepared>, Answer<()>) {
-        let bytes = intent.record.value.as_ref().map_or(0, Bytes::len);
+        let bytes = intent.record.value.as_ref().map_or(0, |value| value.stored().len());
         let (prepared, when_prepared) = oneshot::channel();
         let (synced, when_synced) = oneshot::channel();
         let job = Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced };
@@ -697,6 +697,7 @@ mod tests {
     use super::*;
     use crate::dynamo::node::RequestId;
     use crate::dynamo::object::Record;
+    use crate::dynamo::value::Value;
     use crate::dynamo::version::Clock;
     use std::path::Path;
 
@@ -735,7 +736,7 @@ mod tests {
 
     fn put(store: &Store, name: &str, value: &str, request: u128) -> Dot {
         let record = Record {
-            value: Some(Bytes::copy_from_slice(value.as_bytes())),
+            value: Some(Value::Plain(Bytes::copy_from_slice(value.as_bytes()))),
             request: RequestId(request),
             checksum: 0,
         };
@@ -1004,7 +1005,7 @@ mod tests {
         let before = segments();
         for request in 2..400 {
             let context = Some(store.read(&key("k")).unwrap().unwrap().clock().clone());
-            let value = Some(Bytes::from(value.clone()));
+            let value = Some(Value::Plain(value.clone().into()));
             let record = Record { value, request: RequestId(request), checksum: 0 };
             let intent = Intent { context, record };
             let (_, synced) = store.coordinate(key("k"), intent, 1000, Actor(9));

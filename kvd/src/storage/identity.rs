@@ -351,6 +351,25 @@ mod tests {
         assert_eq!(start(dir.path(), Some(8)).start().count, 11, "it is remembered");
     }
 
+    /// A sample as those of `kvd/tests/formats.rs`: never changed.
+    #[test]
+    fn an_identity_of_format_1_is_read_and_written() {
+        let sample = include_str!("../../tests/formats/identity-v1.toml");
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(IDENTITY_FILE), sample).unwrap();
+        let facts = Facts {
+            format: 1,
+            uid: "82f5894678cbc30cc23f7bb21190e9be".into(),
+            incarnation: "36ad8ed443a323ce5aed81514b54f986".into(),
+            starts: 2,
+            stop_mark: Some("5b0e3a1d7c42f986e2f1a90b8d37c614".into()),
+            born: true,
+        };
+        assert_eq!(read_facts(dir.path()).unwrap(), Some(facts));
+        Directory::open(dir.path()).unwrap().write_facts().unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join(IDENTITY_FILE)).unwrap(), sample);
+    }
+
     #[test]
     fn a_directory_in_use_is_refused() {
         let dir = tempfile::tempdir().unwrap();

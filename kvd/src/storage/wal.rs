@@ -361,19 +361,24 @@ fn begin_segment(
             file
         }
     };
+    let salt = clock::random_u64();
+    file.write_at(0, &segment_head(number, groups_before, salt))?;
+    file.sync()?;
+    disk.sync_names()?;
+    Ok((file, salt, length))
+}
+
+/// The first block of a segment.
+fn segment_head(number: u64, groups_before: u32, salt: u64) -> Vec<u8> {
     let mut head = Vec::with_capacity(BLOCK);
     head.put_slice(SEGMENT_MAGIC);
     head.put_u8(FORMAT);
     head.put_u64(number);
     head.put_u32(groups_before);
-    let salt = clock::random_u64();
     head.put_u64(salt);
     head.put_u32(crc32fast::hash(&head));
     head.resize(BLOCK, 0);
-    file.write_at(0, &head)?;
-    file.sync()?;
-    disk.sync_names()?;
-    Ok((file, salt, length))
+    head
 }
 
 /// A segment being read.
@@ -527,6 +532,25 @@ mod tests {
         let colour = Entry::Fact { name: "colour".into(), value: "blue".into() };
         let long = record("a", &[7; 10_000]);
         assert_eq!(entries, [record("a", b"1"), record("b", b"2"), colour, long]);
+    }
+
+    /// A sample as those of `kvd/tests/formats.rs`: never changed.
+    #[test]
+    fn a_segment_of_format_1_is_read_and_written() {
+        let sample = include_bytes!("../../tests/formats/log-segment-v1.bin");
+        let mut group = Group::default();
+        group.record(b"key", b"value");
+        group.fact("colour", b"blue");
+        let (number, salt) = (3, 0x0123_4567_89ab_cdef);
+        let written = [&segment_head(number, UNKNOWN, salt)[..], group.seal(salt, number, 0)];
+        assert!(written.concat() == sample, "another format, and so another version");
+
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(segment_name(number)), sample).unwrap();
+        let (_, replayed, entries) = open(dir.path(), 0);
+        assert_eq!(replayed, Replayed { groups: 1, damage: vec![] });
+        let colour = Entry::Fact { name: "colour".into(), value: "blue".into() };
+        assert_eq!(entries, [record("key", b"value"), colour]);
     }
 
     #[test]
