@@ -251,7 +251,10 @@ fn main() {
     )
     .unwrap();
     println!("{KEYS} keys of 1 KiB, caches of {} MiB", CACHE_BYTES >> 20);
-    for name in ["kvd", "redb", "fjall"] {
+    // `cargo bench -p kvd --bench storage -- kvd redb` runs these two alone.
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &&str| asked.is_empty() || asked.iter().any(|asked| asked == name);
+    for name in ["kvd", "redb", "fjall"].into_iter().filter(wanted) {
         let path = dir.path().join(name);
         std::fs::create_dir(&path).unwrap();
         match name {

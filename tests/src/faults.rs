@@ -8,10 +8,15 @@
 //! refuses, a mount or a trace, is never a failure.
 
 use crate::eventually;
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// More environment of a node: see [`Shim`].
@@ -72,6 +77,44 @@ fn must(command: &mut Command) {
 }
 
 // === file systems ===
+
+/// Somebody else on the same disk, who takes every byte that is free until this is dropped.
+pub struct Neighbour {
+    file: PathBuf,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Neighbour {
+    /// Fills the file system at `path`, and keeps it full.
+    pub fn fill(path: &Path) -> Self {
+        let file = path.join("neighbour");
+        let ballast = File::create(&file).expect("a file beside the node's");
+        let over = Arc::new(AtomicBool::new(false));
+        let (stop, on) = (Arc::clone(&over), path.to_owned());
+        let take = move || {
+            let mut taken = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let room = statvfs(&on).expect("a mounted file system");
+                let free = room.f_bavail * room.f_frsize;
+                // Somebody else may have been faster.
+                if free > 0 && fallocate(&ballast, FallocateFlags::empty(), taken, free).is_ok() {
+                    taken += free;
+                }
+                std::thread::sleep(Duration::from_millis(1)); // one core less busy
+            }
+        };
+        Self { file, over, thread: Some(std::thread::spawn(take)) }
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join); // it does nothing but take
+        let _ = fs::remove_file(&self.file); // with the mount, if not now
+    }
+}
 
 /// A file system of its own, unmounted at the end.
 pub struct Mount {
