@@ -75,7 +75,11 @@ impl Ours {
     fn open(path: &Path) -> Self {
         let mut directory = Directory::open(path).unwrap();
         let disk = Arc::new(RealDisk::new(&path.join("store")).unwrap());
-        let options = StoreOptions { cache_bytes: CACHE_BYTES, write_buffer_bytes: 32 << 20 };
+        let options = StoreOptions {
+            cache_bytes: CACHE_BYTES,
+            write_buffer_bytes: 32 << 20,
+            hint_bytes_max: 1 << 30,
+        };
         let store = Store::open(&mut directory, disk, &options).unwrap();
         Self { store, _directory: directory }
     }

@@ -77,6 +77,10 @@ pub struct Flags {
     /// Up to four times as much may be in use. Default: 32.
     #[arg(long, env = "KVD_WRITE_BUFFER_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub write_buffer_mib: Option<u32>,
+    /// Room on the disk for hints, the writes kept for another node while it is away, MiB for each
+    /// node. Default: 1024.
+    #[arg(long, env = "KVD_HINT_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub hint_mib: Option<u32>,
     /// Say that the disk fills up from so many percent on. Default: 85.
     #[arg(long, env = "KVD_DISK_WARN_PERCENT", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
     pub disk_warn_percent: Option<u8>,
@@ -113,6 +117,8 @@ struct File {
     cache_mib: Option<u32>,
     #[serde(default, deserialize_with = "write_buffer_mib")]
     write_buffer_mib: Option<u32>,
+    #[serde(default, deserialize_with = "hint_mib")]
+    hint_mib: Option<u32>,
     #[serde(default, deserialize_with = "disk_warn_percent")]
     disk_warn_percent: Option<u8>,
     #[serde(default, deserialize_with = "disk_full_percent")]
@@ -137,6 +143,8 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Memory for recent writes, bytes.
     pub write_buffer_bytes: usize,
+    /// Room on the disk for hints, bytes for each node.
+    pub hint_bytes_max: u64,
     /// When the disk counts as filling up, and as full.
     pub watermarks: Watermarks,
     /// How often every record is proven, and how fast.
@@ -183,6 +191,9 @@ impl Config {
                 as usize
                 * 1024
                 * 1024,
+            hint_bytes_max: u64::from(flags.hint_mib.or(file.hint_mib).unwrap_or(1024))
+                * 1024
+                * 1024,
             watermarks: Watermarks {
                 warn: flags.disk_warn_percent.or(file.disk_warn_percent).unwrap_or(85),
                 full: flags.disk_full_percent.or(file.disk_full_percent).unwrap_or(95),
@@ -225,6 +236,10 @@ fn disk_full_percent<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D
 
 fn write_buffer_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     whole(from, "write_buffer_mib", 65_536)
+}
+
+fn hint_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "hint_mib", 16_777_216)
 }
 
 fn scrub_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

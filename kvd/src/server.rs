@@ -51,6 +51,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let options = StoreOptions {
         cache_bytes: config.cache_bytes,
         write_buffer_bytes: config.write_buffer_bytes,
+        hint_bytes_max: config.hint_bytes_max,
     };
     let store = Store::open(&mut directory, Arc::new(disk), &options)?;
     abort_on_panic();

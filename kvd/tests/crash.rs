@@ -13,6 +13,7 @@ use bytes::Bytes;
 use kvd::clock;
 use kvd::dynamo::clock::{Counter, HybridClock};
 use kvd::dynamo::key::Key;
+use kvd::dynamo::merkle::{self, Digest, LEAVES, Leaf, Span};
 use kvd::dynamo::node::{Incarnation, KeyspaceId, RequestId};
 use kvd::dynamo::object::{Intent, Mine, Minter, Object, Record};
 use kvd::dynamo::value::Value;
@@ -308,7 +309,11 @@ impl Run {
             disk,
             home: home(),
             node: None,
-            options: StoreOptions { cache_bytes: 1 << 20, write_buffer_bytes },
+            options: StoreOptions {
+                cache_bytes: 1 << 20,
+                write_buffer_bytes,
+                hint_bytes_max: 64 << 10,
+            },
             keys: (0..20).map(key).collect(),
             copies: BTreeMap::new(),
             facts: BTreeMap::new(),
@@ -461,6 +466,7 @@ impl Run {
             let (scanned, present) = (names(&scanned), names(&present));
             return wrong(format!("a scan shows {scanned}, reads show {present}"));
         }
+        check_reckoned(store, &present)?;
         match store.facts().keys {
             keys if keys == present.len() as u64 => Ok(()),
             keys => wrong(format!("{keys} keys are counted, {} are there", present.len())),
@@ -536,7 +542,7 @@ impl Run {
         let actor = Actor(self.rng.bits());
         self.step_wall_clock();
         let (prepared, synced) =
-            self.store().coordinate(key.clone(), intent.clone(), self.now_ms, actor);
+            self.store().coordinate(key.clone(), intent.clone(), None, self.now_ms, actor);
         Sent::Coordinate(key, intent, actor, prepared, synced)
     }
 
@@ -768,6 +774,31 @@ fn scan_all(store: &Store, limit: usize) -> Result<BTreeMap<Key, Object>, Failur
 }
 
 /// A store that stopped says why, and answers nothing else any more.
+/// What is reckoned from the records, the tree and the list of tombstones, is as they are.
+fn check_reckoned(store: &Store, present: &BTreeMap<Key, Object>) -> Result<(), Failure> {
+    let failed = |error: StoreError| Failure::Wrong(error.to_string());
+    let whole = [Span { first: 0, leaves: LEAVES }];
+    let mut trees: BTreeMap<KeyspaceId, BTreeMap<u32, Leaf>> = BTreeMap::new();
+    for (key, object) in present {
+        let leaves = trees.entry(key.keyspace()).or_default();
+        let leaf = leaves.entry(Span::leaf_of(key.token()).first).or_default();
+        leaf.add(Digest::of(&record::stored_key(key), object));
+    }
+    for (keyspace, leaves) in trees {
+        if store.sums(keyspace, &whole).map_err(failed)? != merkle::sums(&whole, leaves) {
+            return wrong("the tree is not that of the records");
+        }
+    }
+    let listed: BTreeSet<Key> = store.tombstones(None, 1000).map_err(failed)?.into_iter().collect();
+    let deleted = |object: &Object| object.siblings().values().all(|it| it.value.is_none());
+    let deleted: BTreeSet<Key> =
+        present.iter().filter(|(_, object)| deleted(object)).map(|(key, _)| key.clone()).collect();
+    if listed != deleted {
+        return wrong(format!("{listed:?} are listed as tombstones, {deleted:?} are"));
+    }
+    Ok(())
+}
+
 fn refuses_everything(store: &Store, key: &Key) -> Result<(), Failure> {
     let why = store.stopped().borrow().clone();
     if why.is_none_or(|why| why.is_empty()) {
@@ -1004,7 +1035,11 @@ impl Node {
 
     fn open(&self) -> Result<(Directory, Store), OpenError> {
         // Reads go to the files and not to a cache of them.
-        let options = StoreOptions { cache_bytes: 0, write_buffer_bytes: 64 * 1024 };
+        let options = StoreOptions {
+            cache_bytes: 0,
+            write_buffer_bytes: 64 * 1024,
+            hint_bytes_max: 64 << 10,
+        };
         let mut directory = Directory::open(self.home.path())?;
         let store = Store::open(&mut directory, Arc::new(self.disk.clone()), &options)?;
         // As when every other member confirms that it saw no later start.
@@ -1023,7 +1058,7 @@ impl Node {
         let context = store.read(&key).ok().flatten().map(|copy| copy.clock().clone());
         let intent = Intent { context: Some(context.unwrap_or_default()), record };
         let actor = Actor(self.requests as u64);
-        let (_prepared, synced) = store.coordinate(key.clone(), intent, 1_000, actor);
+        let (_prepared, synced) = store.coordinate(key.clone(), intent, None, 1_000, actor);
         (key, value, synced)
     }
 

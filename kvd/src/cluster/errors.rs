@@ -158,6 +158,7 @@ pub fn write_refused(refused: &WriteRefused) -> Failure {
 pub fn storage(error: &StoreError) -> Failure {
     match error {
         StoreError::Overloaded => overloaded("too many writes wait for the disk"),
+        StoreError::HintsFull => overloaded("the hints for that node take all the room they may"),
         StoreError::Refused(refused) => write_refused(refused),
         StoreError::BadRecord => failure(
             ErrorCode::RecordBad,

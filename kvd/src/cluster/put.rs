@@ -290,8 +290,13 @@ async fn coordinate_here(
     }
     let fresh_actor = Actor(clock::random_u64());
     let now_ms = clock::now_ms();
-    let (prepared, synced) =
-        node.store.coordinate(checked.key.clone(), checked.intent.clone(), now_ms, fresh_actor);
+    let (prepared, synced) = node.store.coordinate(
+        checked.key.clone(),
+        checked.intent.clone(),
+        None,
+        now_ms,
+        fresh_actor,
+    );
     let prepared = tokio::time::timeout_at(checked.deadline.into(), prepared).await;
     let prepared = match prepared {
         Ok(Ok(outcome)) => outcome.map_err(|error| errors::storage(&error))?,

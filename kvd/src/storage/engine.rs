@@ -8,21 +8,25 @@
 
 mod checkpoint;
 mod compaction;
+mod hints;
+mod tree;
 mod writer;
 
 pub use compaction::Compaction;
+pub use hints::HintTotals;
 
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
 use super::reserve::{self, Reserve};
 use super::shards::{self, DatabaseError, ShardError, Shards};
-use super::wal::Log;
+use super::wal::{Log, Space};
 use super::{StoreError, record};
 use crate::clock;
 use crate::dynamo::clock::{Counter, HybridClock};
 use crate::dynamo::key::Key;
-use crate::dynamo::node::{Incarnation, KeyspaceId};
+use crate::dynamo::merkle::Digest;
+use crate::dynamo::node::{Incarnation, KeyspaceId, Uid};
 use crate::dynamo::object::{Intent, Object};
 use crate::dynamo::scan::{Page, Place};
 use crate::dynamo::version::{Actor, Dot};
@@ -31,6 +35,7 @@ use proto::token::Token;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -60,6 +65,9 @@ pub struct StoreOptions {
     /// checkpoint before still under way, writes wait for it: memory holds at most four times as
     /// much.
     pub write_buffer_bytes: usize,
+    /// Bytes of hints kept for one other node, at most. One more is not kept; what then is missing
+    /// there is found by comparing.
+    pub hint_bytes_max: u64,
 }
 
 /// A node's records and its few facts, on its own disk. Cheap to clone.
@@ -75,6 +83,8 @@ struct Inner {
     recent: RwLock<Recent>,
     options: StoreOptions,
     uid: [u8; 16],
+    /// How much is kept for other nodes. Changed by the writer alone.
+    hints: Mutex<BTreeMap<Uid, HintTotals>>,
     /// Under which the writer names writes; changes when the last one is resumed or denied.
     incarnation: RwLock<Incarnation>,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
@@ -150,6 +160,8 @@ enum Job {
     Coordinate {
         key: Key,
         intent: Intent,
+        /// This node is no replica of the key and keeps the write as a hint for this one, which is.
+        stand_in_for: Option<Uid>,
         now_ms: u64,
         fresh_actor: Actor,
         prepared: oneshot::Sender<Result<Prepared, StoreError>>,
@@ -158,6 +170,28 @@ enum Job {
     Merge {
         key: Key,
         object: Object,
+        synced: Synced,
+    },
+    Reap {
+        key: Key,
+        digest: Digest,
+        synced: Synced,
+    },
+    KeepHint {
+        target: Uid,
+        key: Key,
+        object: Object,
+        now_ms: u64,
+        synced: Synced,
+    },
+    DropHint {
+        target: Uid,
+        key: Key,
+        digest: Option<Digest>,
+        synced: Synced,
+    },
+    ForgetOverflow {
+        target: Uid,
         synced: Synced,
     },
     Fact {
@@ -223,6 +257,7 @@ impl Store {
         options: &StoreOptions,
     ) -> Result<Self, DatabaseError> {
         let keys = shards.records()?;
+        let hints = hints::load(&shards)?;
         let ceiling = shards.fact(FACT_CEILING)?;
         let ceiling = ceiling.and_then(|bytes| bytes[..].try_into().ok());
         let ceiling = ceiling.map_or(Counter::default(), |c| Counter(u64::from_be_bytes(c)));
@@ -234,6 +269,7 @@ impl Store {
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
             uid: directory.uid().to_bytes(),
+            hints: Mutex::new(hints),
             incarnation: RwLock::new(directory.incarnation()),
             jobs: Mutex::new(Some(jobs)),
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
@@ -303,30 +339,38 @@ impl Store {
         let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
         let mut proven = Proven::default();
         for (stored_key, bytes) in records {
+            proven.next = more.then(|| [&stored_key[..], &[0]].concat());
+            if bytes.is_empty() {
+                continue; // gone
+            }
             proven.records += 1;
             proven.bytes += bytes.len() as u64;
             if let Err(why) = record::open(&stored_key, bytes) {
                 self.inner.note_bad_record(&stored_key, &why);
                 proven.bad.push(stored_key.clone());
             }
-            proven.next = more.then(|| [&stored_key[..], &[0]].concat());
         }
         Ok(proven)
     }
 
     /// Applies a client's write under this node's actor. The first result comes when the object is
     /// made, the second when it is on disk.
+    ///
+    /// With `stand_in_for`, this node is no replica of the key: the write is named by an actor of its
+    /// own and kept as a hint for that one, which is.
     pub fn coordinate(
         &self,
         key: Key,
         intent: Intent,
+        stand_in_for: Option<Uid>,
         now_ms: u64,
         fresh_actor: Actor,
     ) -> (Answer<Prepared>, Answer<()>) {
         let bytes = intent.record.value.as_ref().map_or(0, |value| value.stored().len());
         let (prepared, when_prepared) = oneshot::channel();
         let (synced, when_synced) = oneshot::channel();
-        let job = Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced };
+        let job =
+            Job::Coordinate { key, intent, stand_in_for, now_ms, fresh_actor, prepared, synced };
         self.submit(job, bytes);
         (when_prepared, when_synced)
     }
@@ -336,6 +380,13 @@ impl Store {
         let (synced, when_synced) = oneshot::channel();
         let bytes = object.encoded_len();
         self.submit(Job::Merge { key, object, synced }, bytes);
+        when_synced
+    }
+
+    /// Takes away this node's copy of a key, if it is a tombstone and has not changed from `digest`.
+    pub fn reap(&self, key: Key, digest: Digest) -> Answer<()> {
+        let (synced, when_synced) = oneshot::channel();
+        self.submit(Job::Reap { key, digest, synced }, 0);
         when_synced
     }
 
@@ -483,6 +534,10 @@ impl Job {
                 let _ = synced.send(Err(error));
             }
             Self::Merge { synced, .. }
+            | Self::Reap { synced, .. }
+            | Self::KeepHint { synced, .. }
+            | Self::DropHint { synced, .. }
+            | Self::ForgetOverflow { synced, .. }
             | Self::Fact { synced, .. }
             | Self::Checkpoint { done: synced } => {
                 let _ = synced.send(Err(error));
@@ -493,9 +548,16 @@ impl Job {
 
 impl Inner {
     fn record(&self, stored_key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
+        self.newest(Space::Records, stored_key)
+    }
+
+    fn newest(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
         // The database second: what leaves the recent layer in between is in it by then.
-        let recent = read(&self.recent).record(stored_key).cloned();
-        if recent.is_some() { Ok(recent) } else { self.shards.record(stored_key) }
+        let recent = read(&self.recent).record(space, key).cloned();
+        match recent {
+            Some(recent) => Ok(Some(recent).filter(|record| !record.is_empty())), // else it is gone
+            None => self.shards.record(space, key),
+        }
     }
 
     /// A key's record, its checksum proven by `open`.
@@ -512,22 +574,12 @@ impl Inner {
         })
     }
 
-    /// Records from `start` on, and whether there are more.
+    /// Records from `start` on, those that are gone as empty ones, and whether there are more.
     fn records_from(&self, start: &[u8]) -> Result<(BTreeMap<Bytes, Bytes>, bool), DatabaseError> {
-        let (recent, more_recent) = read(&self.recent).page(start, PAGE_LOOKS_MAX);
-        let (older, more_older) = self.shards.page(start, PAGE_LOOKS_MAX, PAGE_BYTES_MAX)?;
-        let end = |page: &[(Bytes, Bytes)], more: bool| {
-            page.last().filter(|_| more).map(|(key, _)| key.clone())
-        };
-        let ends = [end(&recent, more_recent), end(&older, more_older)];
-        let mut merged: BTreeMap<Bytes, Bytes> = older.into_iter().collect();
-        merged.extend(recent);
-        // Beyond the end of the shorter page, the other may hide what it does not hold.
-        let end = ends.into_iter().flatten().min();
-        if let Some(end) = &end {
-            merged.retain(|key, _| key <= end);
-        }
-        Ok((merged, end.is_some()))
+        let range = (start, Bound::Unbounded);
+        let recent = read(&self.recent).page(Space::Records, range, PAGE_LOOKS_MAX);
+        let older = self.shards.page(Space::Records, range, PAGE_LOOKS_MAX, PAGE_BYTES_MAX)?;
+        Ok(merged(recent, older))
     }
 
     fn page(
@@ -548,7 +600,8 @@ impl Inner {
             // All before it is walked. Of another keyspace's key only its token may be said: ours
             // may have the same key, still to come.
             let through = if of == keyspace { (token, key.clone()) } else { (token, Bytes::new()) };
-            if of == keyspace && through > *from && key.starts_with(prefix) {
+            let is_ours = of == keyspace && through > *from && key.starts_with(prefix);
+            if is_ours && !value.is_empty() {
                 bytes += value.len();
                 if let Some(object) = self.believe(&stored_key, value) {
                     entries.push((key, object));
@@ -608,6 +661,25 @@ impl Inner {
         self.checkpoint_changed.notify_all();
         StoreError::Stopped(why)
     }
+}
+
+/// Two pages as one, the recent one over the older, and whether there is more.
+fn merged(
+    (recent, more_recent): (Vec<(Bytes, Bytes)>, bool),
+    (older, more_older): (Vec<(Bytes, Bytes)>, bool),
+) -> (BTreeMap<Bytes, Bytes>, bool) {
+    let end = |page: &[(Bytes, Bytes)], more: bool| {
+        page.last().filter(|_| more).map(|(key, _)| key.clone())
+    };
+    let ends = [end(&recent, more_recent), end(&older, more_older)];
+    let mut merged: BTreeMap<Bytes, Bytes> = older.into_iter().collect();
+    merged.extend(recent);
+    // Beyond the end of the shorter page, the other may hide what it does not hold.
+    let end = ends.into_iter().flatten().min();
+    if let Some(end) = &end {
+        merged.retain(|key, _| key <= end);
+    }
+    (merged, end.is_some())
 }
 
 // === opening ===
@@ -695,6 +767,7 @@ mod tests {
     use super::super::identity::STORE_DIR;
     use super::super::wal::Entry;
     use super::*;
+    use crate::dynamo::merkle::{self, LEAVES, Leaf, Span};
     use crate::dynamo::node::RequestId;
     use crate::dynamo::object::Record;
     use crate::dynamo::value::Value;
@@ -702,7 +775,7 @@ mod tests {
     use std::path::Path;
 
     const OPTIONS: StoreOptions =
-        StoreOptions { cache_bytes: 8 << 20, write_buffer_bytes: 1 << 20 };
+        StoreOptions { cache_bytes: 8 << 20, write_buffer_bytes: 1 << 20, hint_bytes_max: 1 << 20 };
     const SHARD: &str = "store/shard-0.redb";
 
     fn try_open(path: &Path) -> (Directory, Result<Store, OpenError>) {
@@ -741,7 +814,8 @@ mod tests {
             checksum: 0,
         };
         let intent = Intent { context: Some(Clock::new()), record };
-        let (prepared, synced) = store.coordinate(key(name), intent, 1000, Actor(request as u64));
+        let (prepared, synced) =
+            store.coordinate(key(name), intent, None, 1000, Actor(request as u64));
         synced.blocking_recv().unwrap().unwrap();
         prepared.blocking_recv().unwrap().unwrap().dot
     }
@@ -801,7 +875,7 @@ mod tests {
         let stored_key = Bytes::from(record::stored_key(&key("k")));
         let mut bytes = store.inner.record(&stored_key).unwrap().unwrap().to_vec();
         *bytes.last_mut().unwrap() ^= 1;
-        let damaged = Entry::Record { key: stored_key, value: bytes.into() };
+        let damaged = Entry::Record { space: Space::Records, key: stored_key, value: bytes.into() };
         write(&store.inner.recent).active.insert(damaged);
 
         assert_eq!(store.read(&key("k")), Err(StoreError::BadRecord));
@@ -1008,7 +1082,7 @@ mod tests {
             let value = Some(Value::Plain(value.clone().into()));
             let record = Record { value, request: RequestId(request), checksum: 0 };
             let intent = Intent { context, record };
-            let (_, synced) = store.coordinate(key("k"), intent, 1000, Actor(9));
+            let (_, synced) = store.coordinate(key("k"), intent, None, 1000, Actor(9));
             synced.blocking_recv().unwrap().unwrap();
         }
         assert!(segments() > before, "8 MB of log over a buffer of 1 MB, and no checkpoint");
@@ -1036,5 +1110,167 @@ mod tests {
         for name in (0..60).map(|i| format!("k{i}")).chain(["last".into()]) {
             assert!(store.read(&key(&name)).unwrap().is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn hints_are_joined_counted_paged_and_dropped_only_as_they_were_delivered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        for i in 0..30 {
+            put(&store, &format!("k{i}"), "v", i + 1);
+        }
+        let (one, two) = (Uid(1), Uid(2));
+        let copy =
+            |i: u32| (key(&format!("k{i}")), store.read(&key(&format!("k{i}"))).unwrap().unwrap());
+        let keep = |target, i| {
+            let (key, object) = copy(i);
+            store.keep_hint(target, key, object, 7).blocking_recv().unwrap()
+        };
+        (0..20).for_each(|i| keep(one, i).unwrap());
+        (20..30).for_each(|i| keep(two, i).unwrap());
+        keep(one, 0).unwrap(); // the same again
+        let totals = store.hint_totals();
+        assert_eq!((totals[&one].keys, totals[&two].keys, totals[&one].since_ms), (20, 10, 7));
+
+        let all = |store: &Store, target| {
+            let (mut seen, mut after): (Vec<Key>, Option<Key>) = (Vec::new(), None);
+            loop {
+                let page = store.hints(target, after.as_ref(), 3).unwrap();
+                let Some((last, _)) = page.last() else { return seen };
+                after = Some(last.clone());
+                seen.extend(page.into_iter().map(|(key, _)| key));
+            }
+        };
+        assert_eq!((all(&store, one).len(), all(&store, two).len()), (20, 10));
+        store.checkpoint().blocking_recv().unwrap().unwrap();
+
+        // It grew since it was read for delivery: it stays.
+        let (k0, delivered) = copy(0);
+        let stored = record::stored_key(&k0);
+        put(&store, "k0", "newer", 99);
+        keep(one, 0).unwrap();
+        let drop_as = |key: &Key, object: &Object| {
+            let digest = Digest::of(&record::stored_key(key), object);
+            store.drop_hint(one, key.clone(), Some(digest)).blocking_recv().unwrap().unwrap();
+        };
+        drop_as(&k0, &delivered);
+        assert_eq!(store.hint(one, &k0).unwrap().unwrap().live().len(), 2);
+        for i in 1..20 {
+            let (key, object) = copy(i);
+            drop_as(&key, &object);
+        }
+        assert_eq!(all(&store, one), std::slice::from_ref(&k0));
+        drop((store, directory)); // as after a kill -9
+        let (_directory, store) = open(dir.path());
+        assert_eq!(store.hint_totals()[&one].keys, 1);
+        let kept = store.hint(one, &k0).unwrap().unwrap();
+        let digest = Digest::of(&stored, &kept);
+        store.drop_hint(one, k0, Some(digest)).blocking_recv().unwrap().unwrap();
+        assert!(!store.hint_totals().contains_key(&one));
+        assert_eq!(all(&store, two).len(), 10);
+    }
+
+    #[test]
+    fn past_its_bound_a_hint_is_refused_and_that_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        put(&store, "k", &"x".repeat(600 << 10), 1);
+        let copy = store.read(&key("k")).unwrap().unwrap();
+        let keep = |store: &Store, name| {
+            store.keep_hint(Uid(1), key(name), copy.clone(), 7).blocking_recv().unwrap()
+        };
+        keep(&store, "a").unwrap();
+        assert_eq!(keep(&store, "b"), Err(StoreError::HintsFull));
+        store.close();
+        drop((store, directory));
+        let (_directory, store) = open(dir.path());
+        let totals = store.hint_totals()[&Uid(1)];
+        assert_eq!((totals.keys, totals.overflowed), (1, true));
+        store.drop_hint(Uid(1), key("a"), None).blocking_recv().unwrap().unwrap();
+        assert!(store.hint_totals()[&Uid(1)].overflowed, "what was refused is still missing");
+        store.forget_overflow(Uid(1)).blocking_recv().unwrap().unwrap();
+        assert!(store.hint_totals().is_empty());
+    }
+
+    #[test]
+    fn a_tombstone_is_listed_and_reaped_only_as_it_was_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_directory, store) = open(dir.path());
+        let delete = |name: &str, request| {
+            let record = Record { value: None, request: RequestId(request), checksum: 0 };
+            let intent = Intent { context: None, record };
+            let (_, synced) = store.coordinate(key(name), intent, None, 1000, Actor(5));
+            synced.blocking_recv().unwrap().unwrap();
+        };
+        for (i, name) in ["a", "b", "c"].into_iter().enumerate() {
+            put(&store, name, "v", i as u128 + 1);
+        }
+        delete("a", 11);
+        delete("b", 12);
+        let checkpoint = || store.checkpoint().blocking_recv().unwrap().unwrap();
+        let listed = || {
+            checkpoint();
+            let mut keys = store.tombstones(None, 9).unwrap();
+            keys.sort_by_key(|key| key.bytes().clone());
+            keys
+        };
+        assert_eq!(listed(), [key("a"), key("b")]);
+        let digest = |name| {
+            let copy = store.read(&key(name)).unwrap().unwrap();
+            Digest::of(&record::stored_key(&key(name)), &copy)
+        };
+        let reap = |name, digest| store.reap(key(name), digest).blocking_recv().unwrap().unwrap();
+        let (a, b, c) = (digest("a"), digest("b"), digest("c"));
+        put(&store, "b", "again", 20);
+        reap("a", a);
+        reap("b", b);
+        reap("c", c);
+        assert!(store.read(&key("a")).unwrap().is_none());
+        assert_eq!(store.facts().keys, 2);
+        assert_eq!(listed(), []);
+        assert!(store.read(&key("a")).unwrap().is_none(), "gone from the database too");
+        assert_eq!(store.read(&key("b")).unwrap().unwrap().live().len(), 1);
+        assert_eq!(store.read(&key("c")).unwrap().unwrap().live().len(), 1);
+        let whole = Span { first: 0, leaves: LEAVES };
+        let rest: Vec<_> =
+            ["b", "c"].map(|name| (Span::leaf_of(key(name).token()).first, digest(name))).into();
+        let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
+        rest.iter().for_each(|(place, digest)| leaves.entry(*place).or_default().add(*digest));
+        let expected = merkle::sums(&[whole], leaves);
+        assert_eq!(store.sums(KeyspaceId::of("default"), &[whole]).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_tree_of_a_store_is_that_of_its_records_and_is_set_right_when_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        for round in 0..3 {
+            for i in 0..40 {
+                put(&store, &format!("k{i}"), "v", round * 100 + i + 1);
+            }
+            store.checkpoint().blocking_recv().unwrap().unwrap();
+        }
+        let keyspace = KeyspaceId::of("default");
+        let whole = [Span { first: 0, leaves: LEAVES }];
+        let reckoned = |store: &Store| {
+            let mut leaves: BTreeMap<u32, Leaf> = BTreeMap::new();
+            for i in 0..40 {
+                let key = key(&format!("k{i}"));
+                let place = Span::leaf_of(key.token()).first;
+                let listed = store.digests(keyspace, place, None).unwrap();
+                let (_, digest) = listed.records.iter().find(|(k, _)| k == key.bytes()).unwrap();
+                leaves.entry(place).or_default().add(*digest);
+            }
+            merkle::sums(&whole, leaves)
+        };
+        assert_eq!(store.sums(keyspace, &whole).unwrap(), reckoned(&store));
+        // Replaying the log over what is there changes nothing.
+        put(&store, "k0", "more", 1000);
+        drop((store, directory));
+        let (_directory, store) = open(dir.path());
+        assert_eq!(store.sums(keyspace, &whole).unwrap(), reckoned(&store));
+        let places: Vec<u32> =
+            (0..40).map(|i| Span::leaf_of(key(&format!("k{i}")).token()).first).collect();
+        assert_eq!(store.set_leaves_right(keyspace, &places).unwrap(), 0);
     }
 }

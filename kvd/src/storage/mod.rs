@@ -25,7 +25,9 @@ pub mod reserve;
 pub mod shards;
 pub mod wal;
 
-pub use engine::{Answer, Compaction, Facts, OpenError, Prepared, Proven, Store, StoreOptions};
+pub use engine::{
+    Answer, Compaction, Facts, HintTotals, OpenError, Prepared, Proven, Store, StoreOptions,
+};
 
 use crate::dynamo::object::WriteRefused;
 
@@ -41,6 +43,9 @@ pub enum StoreError {
     /// The record's checksum fails. It is logged and counted.
     #[error("the copy failed its checksum")]
     BadRecord,
+    /// There is no room for another hint for that node. Nothing was done.
+    #[error("the hints for that node take all the room they may")]
+    HintsFull,
     /// A client write over a limit. Nothing was done.
     #[error(transparent)]
     Refused(#[from] WriteRefused),

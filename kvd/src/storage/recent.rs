@@ -1,6 +1,7 @@
 //! What is in the log and not yet in the database: the newest state of each key written lately.
+//! An empty record says that a key is gone, though the database may still have it.
 
-use super::wal::Entry;
+use super::wal::{Entry, Space};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 pub struct Layer {
     /// Stored key → record.
     pub records: BTreeMap<Bytes, Bytes>,
+    /// Uid and stored key → record.
+    pub hints: BTreeMap<Bytes, Bytes>,
     /// Name → value; an empty value: the fact is gone.
     pub facts: BTreeMap<String, Bytes>,
     bytes: usize,
@@ -20,16 +23,28 @@ impl Layer {
     /// Takes in one more entry, over an older one of the same key.
     pub fn insert(&mut self, entry: Entry) {
         match entry {
-            Entry::Record { key, value } => {
+            Entry::Record { space, key, value } => {
                 self.bytes += key.len() + value.len();
                 let key_len = key.len();
-                if let Some(older) = self.records.insert(key, value) {
+                let records = match space {
+                    Space::Records => &mut self.records,
+                    Space::Hints => &mut self.hints,
+                };
+                if let Some(older) = records.insert(key, value) {
                     self.bytes -= key_len + older.len();
                 }
             }
             Entry::Fact { name, value } => {
                 self.facts.insert(name, value);
             }
+        }
+    }
+
+    /// The records of one space, by their keys in it.
+    pub fn of(&self, space: Space) -> &BTreeMap<Bytes, Bytes> {
+        match space {
+            Space::Records => &self.records,
+            Space::Hints => &self.hints,
         }
     }
 
@@ -40,7 +55,7 @@ impl Layer {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.facts.is_empty()
+        self.records.is_empty() && self.hints.is_empty() && self.facts.is_empty()
     }
 }
 
@@ -55,9 +70,9 @@ pub struct Recent {
 
 impl Recent {
     /// A key's newest record.
-    pub fn record(&self, key: &[u8]) -> Option<&Bytes> {
-        let frozen = || self.frozen.as_ref()?.records.get(key);
-        self.active.records.get(key).or_else(frozen)
+    pub fn record(&self, space: Space, key: &[u8]) -> Option<&Bytes> {
+        let frozen = || self.frozen.as_ref()?.of(space).get(key);
+        self.active.of(space).get(key).or_else(frozen)
     }
 
     /// A fact's newest value.
@@ -66,13 +81,19 @@ impl Recent {
         self.active.facts.get(name).or_else(frozen)
     }
 
-    /// Up to `limit` records from `start` on, ascending, and whether there are more.
-    pub fn page(&self, start: &[u8], limit: usize) -> (Vec<(Bytes, Bytes)>, bool) {
-        let from = (Bound::Included(start), Bound::Unbounded);
+    /// Up to `limit` records of a space in a range, ascending, those that are gone included, and
+    /// whether there are more.
+    pub fn page(
+        &self,
+        space: Space,
+        (start, end): (&[u8], Bound<&[u8]>),
+        limit: usize,
+    ) -> (Vec<(Bytes, Bytes)>, bool) {
+        let from = (Bound::Included(start), end);
         let mut found: BTreeMap<&Bytes, &Bytes> = BTreeMap::new();
-        let frozen = self.frozen.iter().flat_map(|layer| layer.records.range::<[u8], _>(from));
+        let frozen = self.frozen.iter().flat_map(|layer| layer.of(space).range::<[u8], _>(from));
         found.extend(frozen.take(limit + 1));
-        found.extend(self.active.records.range::<[u8], _>(from).take(limit + 1));
+        found.extend(self.active.of(space).range::<[u8], _>(from).take(limit + 1));
         let more = found.len() > limit;
         let page = found.into_iter().take(limit).map(|(key, value)| (key.clone(), value.clone()));
         (page.collect(), more)
@@ -85,7 +106,7 @@ mod tests {
 
     fn insert(layer: &mut Layer, key: &str, value: &str) {
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value.to_owned()));
-        layer.insert(Entry::Record { key, value });
+        layer.insert(Entry::Record { space: Space::Records, key, value });
     }
 
     #[test]
@@ -96,10 +117,10 @@ mod tests {
         insert(&mut active, "a", "new");
         insert(&mut active, "b", "2");
         let recent = Recent { active, frozen: Some(Arc::new(frozen)) };
-        assert_eq!(recent.record(b"a").unwrap(), "new");
-        assert_eq!(recent.record(b"c").unwrap(), "3");
+        assert_eq!(recent.record(Space::Records, b"a").unwrap(), "new");
+        assert_eq!(recent.record(Space::Records, b"c").unwrap(), "3");
         let page = |start: &[u8], limit| {
-            let (page, more) = recent.page(start, limit);
+            let (page, more) = recent.page(Space::Records, (start, Bound::Unbounded), limit);
             let values: Vec<Bytes> = page.into_iter().map(|(_, value)| value).collect();
             (values, more)
         };

@@ -7,25 +7,32 @@
 //! little room.
 
 mod copy;
+mod tables;
 
 pub use copy::Copy;
+use tables::table;
 
 use super::disk::{Backend, Disk};
 use super::recent::Layer;
+use super::wal::Space;
+use crate::dynamo::merkle::{Leaf, Span};
 use bytes::Bytes;
 use redb::{
     Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
 };
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Bound, Deref};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Files. A power of two: a key's top bits choose its file.
 pub const SHARDS: usize = 4;
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+/// Bytes of the uid before the stored key of a hint.
+pub const UID_BYTES: usize = 16;
+
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 
 const META_UID: &str = "uid";
@@ -147,10 +154,10 @@ impl Shards {
         })
     }
 
-    /// The record under a stored key.
-    pub fn record(&self, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
+    /// The record under a key of a space.
+    pub fn record(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, DatabaseError> {
         guarded(|| {
-            let table = self.shard(shard_of(key)).begin_read()?.open_table(RECORDS)?;
+            let table = self.shard(shard_of(space, key)).begin_read()?.open_table(table(space))?;
             Ok(table.get(key)?.map(|guard| Bytes::copy_from_slice(guard.value())))
         })
     }
@@ -165,19 +172,39 @@ impl Shards {
         })
     }
 
-    /// Records from `start` on, ascending, up to `limit` of them or about `bytes_max`, and whether
-    /// there are more.
+    /// The node's facts whose names begin with `prefix`.
+    pub fn facts_from(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, DatabaseError> {
+        guarded(|| {
+            let meta = self.shard(0).begin_read()?.open_table(META)?;
+            let mut facts = Vec::new();
+            for entry in meta.range(fact_key(prefix).as_str()..)? {
+                let (name, value) = entry?;
+                match name.value().strip_prefix(&fact_key("")) {
+                    Some(name) if name.starts_with(prefix) => {
+                        facts.push((name.to_owned(), Bytes::copy_from_slice(value.value())));
+                    }
+                    _ => break,
+                }
+            }
+            Ok(facts)
+        })
+    }
+
+    /// Records of a space in `range`, ascending, up to `limit` of them or about `bytes_max`, and
+    /// whether there are more. A range of hints must be of one node's, or they do not ascend.
     pub fn page(
         &self,
-        start: &[u8],
+        space: Space,
+        range: (&[u8], Bound<&[u8]>),
         limit: usize,
         bytes_max: usize,
     ) -> Result<(Vec<(Bytes, Bytes)>, bool), DatabaseError> {
         guarded(|| {
+            let (start, end) = range;
             let (mut page, mut bytes) = (Vec::new(), 0);
-            for database in self.all().skip(shard_of(start)) {
-                let table = database.begin_read()?.open_table(RECORDS)?;
-                for entry in table.range(start..)? {
+            for database in self.all().skip(shard_of(space, start)) {
+                let table = database.begin_read()?.open_table(table(space))?;
+                for entry in table.range::<&[u8]>((Bound::Included(start), end))? {
                     if page.len() >= limit || bytes >= bytes_max {
                         return Ok((page, true));
                     }
@@ -191,12 +218,79 @@ impl Shards {
         })
     }
 
+    /// The leaves of a keyspace's tree in `span` that are not empty, ascending, as the last
+    /// checkpoint left them.
+    pub fn leaves(&self, keyspace: u64, span: Span) -> Result<Vec<(u32, Leaf)>, DatabaseError> {
+        guarded(|| {
+            let start = tables::TreeKey::new(span.first, 0);
+            let last = tables::TreeKey::new(span.end() - 1, u64::MAX);
+            let mut leaves = Vec::new();
+            for database in self.all().skip(shard_of(Space::Records, &start.0)) {
+                let tree = database.begin_read()?.open_table(tables::TREE)?;
+                for entry in tree.range(&start.0[..]..=&last.0[..])? {
+                    let (key, value) = entry?;
+                    let place = tables::TreeKey::parse(key.value());
+                    let place = place.filter(|(_, of)| *of == keyspace).map(|(place, _)| place);
+                    leaves.extend(place.zip(tables::parse_leaf(value.value())));
+                }
+            }
+            Ok(leaves)
+        })
+    }
+
+    /// Reckons leaves of a keyspace anew from their records; returns how many were wrong.
+    pub fn set_right(&self, keyspace: u64, places: &[u32]) -> Result<u64, DatabaseError> {
+        let keys = places.iter().map(|place| tables::TreeKey::new(*place, keyspace));
+        let keys: BTreeSet<tables::TreeKey> = keys.collect();
+        guarded(|| {
+            let mut wrong = 0;
+            for (index, database) in self.all().enumerate() {
+                let here = |key: &&tables::TreeKey| shard_of(Space::Records, &key.0) == index;
+                let keys: BTreeSet<_> = keys.iter().filter(here).copied().collect();
+                if keys.is_empty() {
+                    continue;
+                }
+                let mut transaction = database.begin_write()?;
+                transaction.set_quick_repair(true);
+                wrong += tables::set_right(&transaction, &keys)?;
+                transaction.commit()?;
+            }
+            Ok(wrong)
+        })
+    }
+
+    /// Stored keys of tombstones from `start` on, ascending, up to `limit`, as the last checkpoint
+    /// left them.
+    pub fn tombstones(&self, start: &[u8], limit: usize) -> Result<Vec<Bytes>, DatabaseError> {
+        guarded(|| {
+            let mut found = Vec::new();
+            for database in self.all().skip(shard_of(Space::Records, start)) {
+                let table = database.begin_read()?.open_table(tables::TOMBSTONES)?;
+                for entry in table.range(start..)?.take(limit - found.len()) {
+                    found.push(Bytes::copy_from_slice(entry?.0.value()));
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    /// Tombstones in all.
+    pub fn tombstone_count(&self) -> Result<u64, DatabaseError> {
+        guarded(|| {
+            let mut sum = 0;
+            for database in self.all() {
+                sum += database.begin_read()?.open_table(tables::TOMBSTONES)?.len()?;
+            }
+            Ok(sum)
+        })
+    }
+
     /// Records stored.
     pub fn records(&self) -> Result<u64, DatabaseError> {
         guarded(|| {
             let mut sum = 0;
             for database in self.all() {
-                sum += database.begin_read()?.open_table(RECORDS)?.len()?;
+                sum += database.begin_read()?.open_table(tables::RECORDS)?.len()?;
             }
             Ok(sum)
         })
@@ -208,17 +302,12 @@ impl Shards {
     /// when all are done, and replaying it writes the same states again.
     pub fn checkpoint(&self, layer: &Layer, through: u64) -> Result<(), DatabaseError> {
         guarded(|| {
-            let mut records = layer.records.iter().peekable();
             for (index, database) in self.all().enumerate() {
                 let mut transaction = database.begin_write()?;
                 transaction.set_quick_repair(true);
+                tables::write_records(&transaction, part(layer, Space::Records, index))?;
+                tables::write_hints(&transaction, part(layer, Space::Hints, index))?;
                 {
-                    let mut table = transaction.open_table(RECORDS)?;
-                    while let Some((key, value)) =
-                        records.next_if(|(key, _)| shard_of(key) == index)
-                    {
-                        table.insert(&key[..], &value[..])?;
-                    }
                     let mut meta = transaction.open_table(META)?;
                     if index == 0 {
                         put_facts(&mut meta, layer)?;
@@ -230,6 +319,12 @@ impl Shards {
             Ok(())
         })
     }
+}
+
+/// What a layer has of a space for one file.
+fn part(layer: &Layer, space: Space, index: usize) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let records = layer.of(space).iter().filter(move |(key, _)| shard_of(space, key) == index);
+    records.map(|(key, value)| (&key[..], &value[..]))
 }
 
 /// One file. Closing it is guarded too: redb writes then, and a handle that has panicked once may
@@ -290,9 +385,14 @@ fn fact_key(name: &str) -> String {
     format!("fact:{name}")
 }
 
-fn shard_of(key: &[u8]) -> usize {
+/// A key's file, by its token. A hint's key has the uid it is for before that.
+fn shard_of(space: Space, key: &[u8]) -> usize {
     const SHIFT: u32 = 8 - SHARDS.ilog2();
-    key.first().map_or(0, |first| usize::from(first >> SHIFT))
+    let token_at = match space {
+        Space::Records => 0,
+        Space::Hints => UID_BYTES,
+    };
+    key.get(token_at).map_or(0, |first| usize::from(first >> SHIFT))
 }
 
 /// Name of the file of a part of the ring.
@@ -326,8 +426,13 @@ fn open_shard(
         let database = Shard(Some(builder.create_with_backend(backend)?));
         if is_new {
             let transaction = database.begin_write()?;
-            transaction.open_table(RECORDS)?;
+            tables::create(&transaction)?;
             transaction.open_table(META)?.insert(META_SHARD, &[index as u8][..])?;
+            transaction.commit()?;
+        } else if tables::is_old(&database.begin_read()?)? {
+            let mut transaction = database.begin_write()?;
+            transaction.set_quick_repair(true);
+            tables::upgrade(&transaction)?;
             transaction.commit()?;
         }
         Ok(database)

@@ -44,15 +44,27 @@ const ENTRY_HEAD_BYTES: usize = 1 + 2 + 4;
 const UNKNOWN: u32 = u32::MAX;
 const RECORD: u8 = 1;
 const FACT: u8 = 2;
+const HINT: u8 = 3;
+
+/// What a stored record is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Space {
+    /// This node's own copy, under the stored key.
+    Records,
+    /// What another node is to be given, under that node's uid and the stored key.
+    Hints,
+}
 
 /// Something the log carries.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Entry {
-    /// A stored record under its stored key: the whole new state of the key.
+    /// A record under its key: the whole new state of the key.
     Record {
-        /// Stored key.
+        /// What it is for.
+        space: Space,
+        /// Its key there.
         key: Bytes,
-        /// Record.
+        /// Record; empty: the key is gone.
         value: Bytes,
     },
     /// A fact of the node.
@@ -78,8 +90,12 @@ impl Default for Group {
 
 impl Group {
     /// Adds a record.
-    pub fn record(&mut self, key: &[u8], value: &[u8]) {
-        self.entry(RECORD, key, value);
+    pub fn record(&mut self, space: Space, key: &[u8], value: &[u8]) {
+        let kind = match space {
+            Space::Records => RECORD,
+            Space::Hints => HINT,
+        };
+        self.entry(kind, key, value);
     }
 
     /// Adds a fact.
@@ -479,7 +495,8 @@ fn parse_entry(body: &mut Bytes) -> Option<Entry> {
     let key = Bytes::copy_from_slice(&body.split_to(key));
     let value = Bytes::copy_from_slice(&body.split_to(value));
     match kind {
-        RECORD => Some(Entry::Record { key, value }),
+        RECORD => Some(Entry::Record { space: Space::Records, key, value }),
+        HINT => Some(Entry::Record { space: Space::Hints, key, value }),
         FACT => Some(Entry::Fact { name: String::from_utf8(key.to_vec()).ok()?, value }),
         _ => None,
     }
@@ -492,7 +509,7 @@ mod tests {
 
     fn record(key: &str, value: &[u8]) -> Entry {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        Entry::Record { key, value: Bytes::copy_from_slice(value) }
+        Entry::Record { space: Space::Records, key, value: Bytes::copy_from_slice(value) }
     }
 
     fn open(dir: &std::path::Path, applied: u64) -> (Log, Replayed, Vec<Entry>) {
@@ -505,7 +522,7 @@ mod tests {
 
     fn append(log: &mut Log, entries: &[(&str, &[u8])]) {
         let mut group = Group::default();
-        entries.iter().for_each(|(key, value)| group.record(key.as_bytes(), value));
+        entries.iter().for_each(|(key, value)| group.record(Space::Records, key.as_bytes(), value));
         log.append(&mut group).unwrap();
     }
 
@@ -539,7 +556,7 @@ mod tests {
     fn a_segment_of_format_1_is_read_and_written() {
         let sample = include_bytes!("../../tests/formats/log-segment-v1.bin");
         let mut group = Group::default();
-        group.record(b"key", b"value");
+        group.record(Space::Records, b"key", b"value");
         group.fact("colour", b"blue");
         let (number, salt) = (3, 0x0123_4567_89ab_cdef);
         let written = [&segment_head(number, UNKNOWN, salt)[..], group.seal(salt, number, 0)];

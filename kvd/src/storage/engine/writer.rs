@@ -1,15 +1,19 @@
 //! The one thread that writes: it makes groups, appends them to the log, answers, and freezes the
 //! recent layer when it has grown enough.
 
+use super::hints::{self, HintTotals, hint_key};
 use super::{FACT_CEILING, Inner, Job, Prepared, Queued, Synced, lock, read, write};
 use crate::dynamo::clock::HybridClock;
 use crate::dynamo::key::Key;
+use crate::dynamo::merkle::Digest;
+use crate::dynamo::node::{Incarnation, Uid};
 use crate::dynamo::object::{Intent, Minter, Object};
 use crate::dynamo::version::Actor;
 use crate::storage::recent::Layer;
-use crate::storage::wal::{Entry, Group, Log};
+use crate::storage::wal::{Entry, Group, Log, Space};
 use crate::storage::{StoreError, record};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
@@ -35,6 +39,9 @@ struct Batch {
     log: Group,
     layer: Layer,
     new_keys: u64,
+    gone_keys: u64,
+    /// How much is kept for the nodes this group is about, once it is done.
+    hints: BTreeMap<Uid, HintTotals>,
     synced: Vec<Synced>,
     checkpoints: Vec<Synced>,
 }
@@ -80,13 +87,26 @@ impl Writer {
         group.reverse(); // taken from the end, so that what an error leaves can still be answered
         while let Some((job, _room)) = group.pop() {
             match job {
-                Job::Coordinate { key, intent, now_ms, fresh_actor, prepared, synced } => {
-                    match self.coordinate(store, batch, &key, &intent, (now_ms, fresh_actor)) {
+                Job::Coordinate {
+                    key,
+                    intent,
+                    stand_in_for,
+                    now_ms,
+                    fresh_actor,
+                    prepared,
+                    synced,
+                } => {
+                    let chance = (now_ms, fresh_actor);
+                    let done = match stand_in_for {
+                        None => self.coordinate(store, batch, &key, &intent, chance),
+                        Some(home) => self.stand_in(store, batch, (home, &key), &intent, chance),
+                    };
+                    match done {
                         Ok(done) => {
                             batch.synced.push(synced);
                             let _ = prepared.send(Ok(done)); // the caller may have left
                         }
-                        Err(refused @ StoreError::Refused(_)) => {
+                        Err(refused @ (StoreError::Refused(_) | StoreError::HintsFull)) => {
                             let _ = prepared.send(Err(refused.clone()));
                             let _ = synced.send(Err(refused));
                         }
@@ -101,12 +121,38 @@ impl Writer {
                     batch.synced.push(synced);
                     merge(store, batch, &key, &object)?;
                 }
+                Job::Reap { key, digest, synced } => {
+                    batch.synced.push(synced);
+                    reap(store, batch, &key, digest)?;
+                }
+                Job::KeepHint { target, key, object, now_ms, synced } => {
+                    match keep_hint(store, batch, (target, &key), &object, now_ms) {
+                        Ok(()) => batch.synced.push(synced),
+                        Err(full @ StoreError::HintsFull) => drop(synced.send(Err(full))),
+                        Err(stopped) => {
+                            batch.synced.push(synced);
+                            return Err(stopped);
+                        }
+                    }
+                }
+                Job::DropHint { target, key, digest, synced } => {
+                    batch.synced.push(synced);
+                    drop_hint(store, batch, (target, &key), digest)?;
+                }
+                Job::ForgetOverflow { target, synced } => {
+                    batch.synced.push(synced);
+                    batch.totals(store, target).overflowed = false;
+                }
                 Job::Fact { name, value, synced } => {
                     batch.synced.push(synced);
                     batch.fact(&name, value.into());
                 }
                 Job::Checkpoint { done } => batch.checkpoints.push(done),
             }
+        }
+        for (target, totals) in batch.hints.clone() {
+            let (name, value) = hints::fact_of(target, totals);
+            batch.fact(&name, value);
         }
         if batch.log.is_empty() {
             return Ok(());
@@ -115,10 +161,20 @@ impl Writer {
         self.log.append(&mut batch.log).map_err(|error| store.stop(&error))?;
         let mut recent = write(&store.recent);
         let layer = std::mem::take(&mut batch.layer);
-        let records = layer.records.into_iter().map(|(key, value)| Entry::Record { key, value });
-        let facts = layer.facts.into_iter().map(|(name, value)| Entry::Fact { name, value });
-        records.chain(facts).for_each(|entry| recent.active.insert(entry));
+        let Layer { records, hints, facts, .. } = layer;
+        for (space, records) in [(Space::Records, records), (Space::Hints, hints)] {
+            let entries = records.into_iter();
+            let entries = entries.map(|(key, value)| Entry::Record { space, key, value });
+            entries.for_each(|entry| recent.active.insert(entry));
+        }
+        let facts = facts.into_iter().map(|(name, value)| Entry::Fact { name, value });
+        facts.for_each(|entry| recent.active.insert(entry));
+        drop(recent);
         store.keys.fetch_add(batch.new_keys, Ordering::Relaxed);
+        store.keys.fetch_sub(batch.gone_keys, Ordering::Relaxed);
+        let mut hints = lock(&store.hints);
+        hints.extend(std::mem::take(&mut batch.hints));
+        hints.retain(|_, totals| !totals.is_nothing());
         Ok(())
     }
 
@@ -143,6 +199,29 @@ impl Writer {
             batch.fact(FACT_CEILING, Bytes::copy_from_slice(&ceiling.0.to_be_bytes()));
         }
         Ok(Prepared { encoded, siblings: done.object.live().len() as u32, dot: done.dot })
+    }
+
+    /// Coordinates a write of a key this node is no replica of, since no replica can be reached. It
+    /// has no copy and so no actor for the key: each such write is named by an actor of its own, and
+    /// covers what its client has seen and nothing else.
+    fn stand_in(
+        &mut self,
+        store: &Inner,
+        batch: &mut Batch,
+        (home, key): (Uid, &Key),
+        intent: &Intent,
+        (now_ms, fresh_actor): (u64, Actor),
+    ) -> Result<Prepared, StoreError> {
+        let incarnation = Incarnation(0); // none: the actor is not used again
+        let minter = Minter { incarnation, clock: &mut self.clock, now_ms, fresh_actor };
+        let done = Object::coordinate(None, intent, minter)?;
+        if let Some(ceiling) = done.ceiling {
+            batch.fact(FACT_CEILING, Bytes::copy_from_slice(&ceiling.0.to_be_bytes()));
+        }
+        let object = done.object.with_mine(None);
+        keep_hint(store, batch, (home, key), &object, now_ms)?;
+        let siblings = object.live().len() as u32;
+        Ok(Prepared { encoded: object.encode().into(), siblings, dot: done.dot })
     }
 
     /// Freezes the recent layer if it is large, or if somebody asks for a checkpoint.
@@ -197,18 +276,37 @@ impl Batch {
     /// A key's newest copy, and whether the store has had none so far. A bad record is absent: its
     /// actor is not used again.
     fn current(&self, store: &Inner, key: &Bytes) -> Result<(Option<Object>, bool), StoreError> {
-        let found = match self.layer.records.get(key) {
-            Some(bytes) => Some(bytes.clone()),
-            None => store.record(key).map_err(|error| store.stop(&error))?,
-        };
+        let found = self.newest(store, Space::Records, key)?;
         let is_new = found.is_none();
         Ok((found.and_then(|bytes| store.believe(key, bytes)), is_new))
     }
 
+    fn newest(
+        &self,
+        store: &Inner,
+        space: Space,
+        key: &Bytes,
+    ) -> Result<Option<Bytes>, StoreError> {
+        match self.layer.of(space).get(key) {
+            Some(bytes) => Ok(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())),
+            None => store.newest(space, key).map_err(|error| store.stop(&error)),
+        }
+    }
+
     fn record(&mut self, key: Bytes, value: Bytes, is_new: bool) {
-        self.log.record(&key, &value);
         self.new_keys += u64::from(is_new);
-        self.layer.insert(Entry::Record { key, value });
+        self.write(Space::Records, key, value);
+    }
+
+    fn write(&mut self, space: Space, key: Bytes, value: Bytes) {
+        self.log.record(space, &key, &value);
+        self.layer.insert(Entry::Record { space, key, value });
+    }
+
+    /// How much is kept for a node, this group included.
+    fn totals(&mut self, store: &Inner, target: Uid) -> &mut HintTotals {
+        let before = || lock(&store.hints).get(&target).copied().unwrap_or_default();
+        self.hints.entry(target).or_insert_with(before)
     }
 
     fn fact(&mut self, name: &str, value: Bytes) {
@@ -225,5 +323,73 @@ fn merge(store: &Inner, batch: &mut Batch, key: &Key, object: &Object) -> Result
         let bytes = record::encode(&stored_key, &copy).into();
         batch.record(stored_key, bytes, is_new);
     } // else it is on disk already: a repair that raced another
+    Ok(())
+}
+
+/// Takes away a tombstone that every replica has. Its actor goes with it: the next write of the key
+/// is named by another.
+fn reap(store: &Inner, batch: &mut Batch, key: &Key, digest: Digest) -> Result<(), StoreError> {
+    let stored_key = Bytes::from(record::stored_key(key));
+    let (Some(copy), _) = batch.current(store, &stored_key)? else { return Ok(()) };
+    let deleted = copy.siblings().values().all(|sibling| sibling.value.is_none());
+    if deleted && Digest::of(&stored_key, &copy) == digest {
+        batch.gone_keys += 1;
+        batch.write(Space::Records, stored_key, Bytes::new());
+    }
+    Ok(())
+}
+
+fn keep_hint(
+    store: &Inner,
+    batch: &mut Batch,
+    (target, key): (Uid, &Key),
+    object: &Object,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let hint_key = hint_key(target, &record::stored_key(key));
+    let before = batch.newest(store, Space::Hints, &hint_key)?;
+    let bytes_before = before.as_ref().map_or(0, |bytes| hint_key.len() + bytes.len());
+    let mut kept = before.and_then(|bytes| store.believe(&hint_key, bytes)).unwrap_or_default();
+    if !kept.merge(object) {
+        return Ok(());
+    }
+    let bytes = Bytes::from(record::encode(&hint_key, &kept));
+    let bytes_now = hint_key.len() + bytes.len();
+    let hint_bytes_max = store.options.hint_bytes_max;
+    let totals = batch.totals(store, target);
+    let after = totals.bytes + bytes_now as u64 - bytes_before as u64;
+    if after > hint_bytes_max {
+        totals.overflowed = true;
+        return Err(StoreError::HintsFull);
+    }
+    if totals.keys == 0 {
+        totals.since_ms = now_ms;
+    }
+    totals.keys += u64::from(bytes_before == 0);
+    totals.bytes = after;
+    batch.write(Space::Hints, hint_key, bytes);
+    Ok(())
+}
+
+fn drop_hint(
+    store: &Inner,
+    batch: &mut Batch,
+    (target, key): (Uid, &Key),
+    digest: Option<Digest>,
+) -> Result<(), StoreError> {
+    let stored_key = record::stored_key(key);
+    let hint_key = hint_key(target, &stored_key);
+    let Some(bytes) = batch.newest(store, Space::Hints, &hint_key)? else { return Ok(()) };
+    let length = (hint_key.len() + bytes.len()) as u64;
+    if let Some(digest) = digest
+        && let Some(kept) = store.believe(&hint_key, bytes)
+        && Digest::of(&stored_key, &kept) != digest
+    {
+        return Ok(()); // it has grown meanwhile
+    }
+    let totals = batch.totals(store, target);
+    totals.keys = totals.keys.saturating_sub(1);
+    totals.bytes = totals.bytes.saturating_sub(length);
+    batch.write(Space::Hints, hint_key, Bytes::new());
     Ok(())
 }

@@ -7,14 +7,16 @@
 //! copied. A crash leaves the old file, or by its name the new one, which held the same; a copy that
 //! was not finished is removed when the node opens.
 
+use super::tables::{self, HINTS, RECORDS, table};
 use super::{
-    DatabaseError, META, META_STOP_MARK, RECORDS, SHARDS, Shard, Shards, guarded, open_shard,
-    shard_name, shard_of,
+    DatabaseError, META, META_STOP_MARK, SHARDS, Shard, Shards, guarded, open_shard, part,
+    shard_name,
 };
 use crate::storage::disk::{Backend, Disk};
 use crate::storage::recent::Layer;
+use crate::storage::wal::Space;
 use bytes::Bytes;
-use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata};
+use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, WriteTransaction};
 use std::io;
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -32,7 +34,9 @@ const RETIRE_LOOK: Duration = Duration::from_millis(1);
 pub struct Copy {
     index: usize,
     database: Shard,
-    /// The last key that was copied.
+    /// What is being copied: first records, and with them what is reckoned from them, then hints.
+    space: Space,
+    /// The last key of it that was copied.
     through: Option<Bytes>,
     complete: bool,
 }
@@ -40,7 +44,7 @@ pub struct Copy {
 impl Copy {
     /// Begins the new file of a part of the ring.
     pub fn begin(disk: &dyn Disk, index: usize) -> Result<Self, DatabaseError> {
-        guarded(|| {
+        let begun = guarded(|| {
             let file = disk.open(&copy_name(index))?;
             file.set_len(0)?;
             // Errors of its own: giving it up is no error of the database.
@@ -48,48 +52,63 @@ impl Copy {
             let mut builder = redb::Builder::new();
             builder.set_cache_size(CACHE_BYTES);
             let database = Shard(Some(builder.create_with_backend(backend)?));
-            Ok(Self { index, database, through: None, complete: false })
-        })
+            let transaction = database.begin_write()?;
+            tables::create(&transaction)?;
+            transaction.commit()?;
+            Ok(Self { index, database, space: Space::Records, through: None, complete: false })
+        });
+        if begun.is_err() {
+            let _ = disk.remove(&copy_name(index)); // else it is removed at the next start
+        }
+        begun
     }
 
     /// Copies about `bytes_max` more; returns how many bytes it were.
     pub fn step(&mut self, shards: &Shards, bytes_max: u64) -> Result<u64, DatabaseError> {
         guarded(|| {
-            let from = shards.shard(self.index).begin_read()?.open_table(RECORDS)?;
+            let from = shards.shard(self.index).begin_read()?.open_table(table(self.space))?;
             let start = self.through.as_ref().map_or(Bound::Unbounded, |k| Bound::Excluded(&k[..]));
-            let (mut bytes, mut last) = (0, None);
-            let transaction = self.database.begin_write()?;
-            {
-                let mut to = transaction.open_table(RECORDS)?;
-                let mut records = from.range::<&[u8]>((start, Bound::Unbounded))?;
-                while bytes < bytes_max {
-                    let Some(record) = records.next() else {
-                        self.complete = true;
-                        break;
-                    };
-                    let (key, value) = record?;
-                    to.insert(key.value(), value.value())?;
-                    bytes += (key.value().len() + value.value().len()) as u64;
-                    last = Some(Bytes::copy_from_slice(key.value()));
-                }
+            let (mut bytes, mut page, mut ended) = (0, Vec::new(), false);
+            let mut records = from.range::<&[u8]>((start, Bound::Unbounded))?;
+            while bytes < bytes_max && !ended {
+                let Some(record) = records.next() else {
+                    ended = true;
+                    continue;
+                };
+                let (key, value) = record?;
+                bytes += (key.value().len() + value.value().len()) as u64;
+                page.push((key, value));
             }
+            let transaction = self.database.begin_write()?;
+            let records = page.iter().map(|(key, value)| (key.value(), value.value()));
+            write(&transaction, self.space, records)?;
             transaction.commit()?;
-            self.through = last.or(self.through.take());
+            if let Some((key, _)) = page.last() {
+                self.through = Some(Bytes::copy_from_slice(key.value()));
+            }
+            match self.space {
+                Space::Records if ended => (self.space, self.through) = (Space::Hints, None),
+                Space::Hints if ended => self.complete = true,
+                _ => {}
+            }
             Ok(bytes)
         })
     }
 
     /// Takes in what a checkpoint has just brought into the old file, as far as it was copied.
     pub fn take_in(&mut self, layer: &Layer) -> Result<(), DatabaseError> {
-        let passed = |key: &Bytes| self.through.as_ref().is_some_and(|through| key <= through);
-        let is_behind = |key: &Bytes| shard_of(key) == self.index && (self.complete || passed(key));
+        let passed = |key: &[u8]| self.through.as_ref().is_some_and(|through| *key <= through[..]);
+        let is_behind = |space: Space, key: &[u8]| match (space, self.space) {
+            (Space::Records, Space::Hints) => true,
+            (Space::Hints, Space::Records) => false,
+            _ => self.complete || passed(key),
+        };
         guarded(|| {
             let transaction = self.database.begin_write()?;
-            {
-                let mut table = transaction.open_table(RECORDS)?;
-                for (key, value) in layer.records.iter().filter(|(key, _)| is_behind(key)) {
-                    table.insert(&key[..], &value[..])?;
-                }
+            for space in [Space::Records, Space::Hints] {
+                let behind =
+                    part(layer, space, self.index).filter(|(key, _)| is_behind(space, key));
+                write(&transaction, space, behind)?;
             }
             Ok(transaction.commit()?)
         })
@@ -107,7 +126,7 @@ impl Copy {
 
     /// How much of its part of the ring is copied.
     pub fn ratio(&self) -> f64 {
-        if self.complete {
+        if self.complete || self.space == Space::Hints {
             return 1.0;
         }
         let first = self.through.as_ref().and_then(|key| key.first_chunk::<8>());
@@ -147,10 +166,17 @@ impl Copy {
                         to.insert(name.value(), value.value())?;
                     }
                 }
-                (old.open_table(RECORDS)?.len()?, transaction.open_table(RECORDS)?.len()?)
+                let expected = (old.open_table(RECORDS)?.len()?, old.open_table(HINTS)?.len()?);
+                let found = (
+                    transaction.open_table(RECORDS)?.len()?,
+                    transaction.open_table(HINTS)?.len()?,
+                );
+                (expected, found)
             };
             if expected != found {
-                let what = format!("a copy has {found} records, and {expected} were to be copied");
+                let what = format!(
+                    "a copy has {found:?} records and hints, and {expected:?} were to be copied"
+                );
                 return Err(DatabaseError::Corrupted(what));
             }
             transaction.commit()?;
@@ -164,6 +190,17 @@ impl Copy {
         let name = copy_name(self.index);
         drop(self);
         disk.remove(&name)
+    }
+}
+
+fn write<'a>(
+    transaction: &WriteTransaction,
+    space: Space,
+    records: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Result<(), DatabaseError> {
+    match space {
+        Space::Records => tables::write_records(transaction, records),
+        Space::Hints => tables::write_hints(transaction, records),
     }
 }
 
