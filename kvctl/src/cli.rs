@@ -100,6 +100,9 @@ pub(crate) enum Command {
     /// Prove the checksum of every record, and heal what is bad
     #[command(subcommand)]
     Scrub(Scrub),
+    /// See and steer what nodes keep for others that were down
+    #[command(subcommand)]
+    Hints(Hints),
     /// Give back to the disk what is free inside the nodes' files
     #[command(subcommand)]
     Compact(Compact),
@@ -477,6 +480,52 @@ pub(crate) enum Scrub {
         /// Only on this node
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
+    },
+}
+
+/// Which hints.
+#[derive(Debug, clap::Args)]
+pub(crate) struct HintsOf {
+    /// Only what this node keeps
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Only what is for this node
+    #[arg(long = "for", value_name = "NODE")]
+    pub target: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Hints {
+    /// Say what each node keeps, and for whom
+    #[command(after_help = "Examples:\n  kvctl hints list\n  kvctl hints list --for n2 -o json")]
+    List(HintsOf),
+    /// Hand nothing over until `resume`, or until the node restarts
+    Pause {
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Hand over again
+    Resume {
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Hand over now, without waiting for the next look
+    Replay {
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Lose what is kept for a node; needs --yes
+    #[command(after_help = "Examples:\n  kvctl hints drop --for n2 --yes")]
+    Drop {
+        /// Only what this node keeps
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// Whom it is for
+        #[arg(long = "for", value_name = "NODE")]
+        target: String,
     },
 }
 

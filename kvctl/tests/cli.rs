@@ -867,6 +867,10 @@ impl Admin for Fake {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn hints(&self, _: Request<HintsRequest>) -> Result<Response<HintsReply>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
         Err(Status::unimplemented("not needed here"))
     }

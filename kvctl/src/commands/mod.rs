@@ -8,6 +8,7 @@ mod dump;
 mod exists;
 mod get;
 mod help;
+mod hints;
 mod keyspaces;
 mod load;
 mod locate;
@@ -21,11 +22,12 @@ mod status;
 mod tree;
 mod version;
 
-use crate::cli::{Cluster, Command, Compact, Keyspaces, Nodes, Ring, Scrub};
+use crate::cli::{Cluster, Command, Compact, Hints, Keyspaces, Nodes, Ring, Scrub};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
 use crate::exit::Exit;
+use proto::v1::HintAction;
 
 /// Runs one command.
 pub(crate) async fn run(settings: Settings, command: Command) -> Result<Exit, Failure> {
@@ -64,6 +66,16 @@ async fn dispatch(
         }
         Command::Scrub(Scrub::Start { node }) => scrub::start(settings, connection, node).await,
         Command::Scrub(Scrub::Status { node }) => scrub::status(settings, connection, node).await,
+        Command::Hints(action) => {
+            let (action, node, target) = match action {
+                Hints::List(of) => (HintAction::List, of.node, of.target),
+                Hints::Pause { node } => (HintAction::Pause, node, None),
+                Hints::Resume { node } => (HintAction::Resume, node, None),
+                Hints::Replay { node } => (HintAction::Replay, node, None),
+                Hints::Drop { node, target } => (HintAction::Drop, node, Some(target)),
+            };
+            hints::run(settings, connection, action, hints::Which { node, target }).await
+        }
         Command::Compact(Compact::Start { node }) => {
             compact::start(settings, connection, node).await
         }

@@ -17,6 +17,7 @@ pub(crate) struct Quorum {
     pub replied: Vec<String>,
     pub missing: Vec<String>,
     pub repaired: Vec<String>,
+    pub hinted: Vec<String>,
 }
 
 impl Quorum {
@@ -29,6 +30,7 @@ impl Quorum {
             replied: quorum.replied,
             missing: quorum.missing,
             repaired: quorum.repaired,
+            hinted: quorum.hinted,
         }
     }
 

@@ -2,7 +2,9 @@
 
 use super::respond;
 use crate::cluster::errors::{self, Failure};
-use crate::cluster::{Node, compact, coordinator, deadline, membership, scrub, value, view};
+use crate::cluster::{
+    Node, compact, coordinator, deadline, handoff, membership, scrub, value, view,
+};
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
@@ -12,8 +14,9 @@ use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
     ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GetClusterRequest,
-    GetLayoutRequest, InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest,
-    LocatedNode, ReadCopyReply, ReadCopyRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
+    GetLayoutRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace, LayoutView,
+    LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest, ScrubReply,
+    ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -94,6 +97,10 @@ impl Admin for AdminService {
 
     async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
         respond(scrub::everywhere(&self.node, request.into_inner()).await)
+    }
+
+    async fn hints(&self, request: Request<HintsRequest>) -> Result<Response<HintsReply>, Status> {
+        respond(handoff::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn compact(

@@ -3,7 +3,9 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
-use crate::cluster::{Cluster, Node, compact, coordinator, membership, put, scan, scrub, witness};
+use crate::cluster::{
+    Cluster, Node, compact, coordinator, handoff, membership, put, scan, scrub, witness,
+};
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use crate::dynamo::start::Verdict;
@@ -11,8 +13,9 @@ use futures_util::Stream;
 use prost::Message;
 use proto::v1::replica_server::Replica;
 use proto::v1::{
-    AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, IdentifyReply, IdentifyRequest, LayoutRef,
-    LinkReply, LinkRequest, MergeAnswer, MergeCall, ReadAnswer, ReadCall, Stamp, answer, call,
+    AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, HintAnswer, HintCall, IdentifyReply,
+    IdentifyRequest, LayoutRef, LinkReply, LinkRequest, MergeAnswer, MergeCall, ReadAnswer,
+    ReadCall, Stamp, answer, call,
 };
 use std::pin::Pin;
 use std::sync::Arc;
@@ -204,7 +207,13 @@ impl Served {
         let patience = Duration::from_millis(deadline_ms.into());
         let node = Arc::clone(&self.node);
         match body {
-            Some(call::Body::Read(ask)) => self.answer(id, read(&node, ask)).await,
+            Some(call::Body::Read(ask)) => self.answer(id, read(&node, cluster, ask)).await,
+            Some(call::Body::Hints(ask)) => {
+                self.answer(id, Ok(answer::Body::Hints(handoff::here(&node, &ask)))).await;
+            }
+            Some(call::Body::Hint(ask)) => {
+                self.later(id, patience, async move { keep_hint(&node, ask).await }).await;
+            }
             Some(call::Body::Scrub(ask)) => {
                 self.answer(id, Ok(answer::Body::Scrub(scrub::here(&node, ask)))).await;
             }
@@ -293,8 +302,13 @@ async fn send_answer(
     let _ = answers.send((answer, room)).await; // the link may be gone
 }
 
-fn read(node: &Node, ask: ReadCall) -> Result<answer::Body, Failure> {
+fn read(node: &Node, cluster: &Cluster, ask: ReadCall) -> Result<answer::Body, Failure> {
     let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
+    if ask.with_hints {
+        let kept = handoff::kept_for_homes(node, cluster, &key);
+        let object = kept.map(|object| object.encode().into()).unwrap_or_default();
+        return Ok(answer::Body::Read(ReadAnswer { object }));
+    }
     let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
     Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default() }))
 }
@@ -305,6 +319,16 @@ async fn merge(node: &Node, ask: MergeCall) -> Result<answer::Body, Failure> {
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
     coordinator::merge_here(node, &key, object).await?;
     Ok(answer::Body::Merge(MergeAnswer {}))
+}
+
+async fn keep_hint(node: &Node, ask: HintCall) -> Result<answer::Body, Failure> {
+    let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
+    let home = Uid::from_slice(&ask.home_uid)
+        .ok_or_else(|| errors::argument("the hint is for nobody", "a uid has 16 bytes"))?;
+    let object = Object::decode(ask.object)
+        .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
+    coordinator::keep_hint_here(node, home, &key, object).await?;
+    Ok(answer::Body::Hint(HintAnswer {}))
 }
 
 /// Whether this message comes from the member it says, and is meant for this node.

@@ -3,7 +3,7 @@
 
 use super::errors::{self, Failure};
 use super::peers::CallError;
-use super::{Cluster, Node};
+use super::{Cluster, Node, handoff};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Keyspace;
@@ -11,7 +11,9 @@ use crate::dynamo::node::{KeyspaceId, Uid};
 use crate::dynamo::object::{Object, Record};
 use crate::dynamo::version::Dot;
 use bytes::Bytes;
-use proto::v1::{self, MergeCall, ReadCall, ReplicaAnswer, Sibling, answer, call, replica_answer};
+use proto::v1::{
+    self, HintCall, MergeCall, ReadCall, ReplicaAnswer, Sibling, answer, call, replica_answer,
+};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -26,6 +28,20 @@ pub fn keyspace<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Keyspace, Fa
     })
 }
 
+/// What a node that is no replica of a key keeps of it for those who are.
+pub async fn read_hints(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    on: Uid,
+    key: &Key,
+    deadline: Instant,
+) -> Result<Option<Object>, CallError> {
+    if on == node.uid {
+        return Ok(handoff::kept_for_homes(node, cluster, key));
+    }
+    read_on(cluster, on, key, true, deadline).await
+}
+
 /// This node's own copy of a key, or another's: a raw read, unmerged and unrepaired.
 pub async fn read_copy(
     node: &Arc<Node>,
@@ -37,8 +53,19 @@ pub async fn read_copy(
     if on == node.uid {
         return node.store.read(key).map_err(|error| CallError::Refused(errors::storage(&error)));
     }
+    read_on(cluster, on, key, false, deadline).await
+}
+
+async fn read_on(
+    cluster: &Cluster,
+    on: Uid,
+    key: &Key,
+    with_hints: bool,
+    deadline: Instant,
+) -> Result<Option<Object>, CallError> {
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
-    let body = call::Body::Read(ReadCall { keyspace: key.keyspace().0, key: key.bytes().clone() });
+    let keyspace = key.keyspace().0;
+    let body = call::Body::Read(ReadCall { keyspace, key: key.bytes().clone(), with_hints });
     match peer.call(body, key.bytes().len(), deadline).await? {
         answer::Body::Read(answer) if answer.object.is_empty() => Ok(None),
         answer::Body::Read(answer) => Object::decode(answer.object)
@@ -65,6 +92,37 @@ pub async fn merge_on(
         answer::Body::Merge(_) => Ok(()),
         _ => Err(CallError::Lost("answered something else".into())),
     }
+}
+
+/// Has a fallback keep an encoded object for `home`, and waits until it is on its disk.
+pub async fn hint_on(
+    cluster: &Cluster,
+    on: Uid,
+    home: Uid,
+    key: &Key,
+    object: Bytes,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
+    let bytes = object.len();
+    let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
+    let home_uid = home.to_bytes().to_vec().into();
+    let body = call::Body::Hint(HintCall { home_uid, keyspace, key, object });
+    match peer.call(body, bytes, deadline).await? {
+        answer::Body::Hint(_) => Ok(()),
+        _ => Err(CallError::Lost("answered something else".into())),
+    }
+}
+
+/// Keeps an object here for `home`, and waits until it is on disk.
+pub async fn keep_hint_here(
+    node: &Node,
+    home: Uid,
+    key: &Key,
+    object: Object,
+) -> Result<(), Failure> {
+    let synced = node.store.keep_hint(home, key.clone(), object, clock::now_ms()).await;
+    synced.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))
 }
 
 /// Merges an object into this node's own copy, and waits until it is on disk.

@@ -2,7 +2,7 @@
 
 use super::coordinator::{
     admit, count_failure, keyspace, mark_silent, merge_here, merge_on, quickest_first, read_copy,
-    sibling,
+    read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
@@ -57,7 +57,17 @@ async fn get_admitted(
     let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
     let homes = preference::homes(&cluster.layout, keyspace.n, key.token());
     let repair_first = (keyspace.mode == Mode::Strict).then_some(keyspace.w);
-    let spec = ReadSpec { quorum, order: quickest_first(node, &cluster, &homes), repair_first };
+    let order = quickest_first(node, &cluster, &homes);
+    let unreachable = |uid: &Uid| cluster.peers.get(uid).is_some_and(|peer| !peer.is_usable());
+    // Only then may a fallback know of a write that no home has.
+    let fallbacks = match keyspace.mode {
+        Mode::Sloppy if homes.iter().any(unreachable) => {
+            let list = preference::preference(&cluster.layout, keyspace.n, key.token());
+            list.fallbacks.into_iter().filter(|uid| !unreachable(uid)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let spec = ReadSpec { quorum, order, fallbacks, repair_first };
     let (read, steps) = Read::start(spec);
     let mut get = Get {
         node: Arc::clone(node),
@@ -186,10 +196,13 @@ impl Get {
     fn ask(&self, on: Uid) -> BoxFuture<'static, Heard> {
         let (node, cluster, key) =
             (Arc::clone(&self.node), Arc::clone(&self.cluster), self.key.clone());
-        let deadline = self.deadline;
+        let (deadline, is_home) = (self.deadline, self.homes.contains(&on));
         Box::pin(async move {
             let asked = clock::now();
-            let copy = read_copy(&node, &cluster, on, &key, deadline).await;
+            let copy = match is_home {
+                true => read_copy(&node, &cluster, on, &key, deadline).await,
+                false => read_hints(&node, &cluster, on, &key, deadline).await,
+            };
             Heard::Copy(on, copy.map(Option::unwrap_or_default), asked.elapsed())
         })
     }
@@ -241,6 +254,7 @@ impl Get {
             replied: self.cluster.names_of(replied),
             missing: self.cluster.names_of(self.homes.iter().filter(|uid| !replied.contains(uid))),
             repaired: self.cluster.names_of(repaired),
+            hinted: Vec::new(),
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `value` | values on their way in and out: compressed, restored, proven |
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
+//! | `handoff` | gives others what was kept for them |
 //! | `witness` | what peers remember of each other's starts |
 //! | `compact` | has the store give back what is free in its files |
 //! | `survey` | asking the same of every member |
@@ -22,6 +23,7 @@ pub mod compact;
 pub mod coordinator;
 pub mod errors;
 pub mod get;
+pub mod handoff;
 pub mod membership;
 pub mod peers;
 pub mod put;
@@ -74,6 +76,8 @@ pub struct Node {
     pub events: Events,
     /// Its scrub.
     pub scrub: scrub::Scrub,
+    /// What delivers what it keeps for others.
+    pub handoff: handoff::Handoff,
     /// Client requests under way.
     pub requests: Semaphore,
     /// When it started, Unix milliseconds.
@@ -117,6 +121,7 @@ impl Node {
             stats: Stats::default(),
             events: Events::default(),
             scrub: scrub::Scrub::default(),
+            handoff: handoff::Handoff::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),
             started: clock::now(),

@@ -6,12 +6,13 @@ use super::{Node, membership, witness};
 use crate::clock;
 use crate::dynamo::node::Uid;
 use crate::dynamo::start::Start;
+use crate::storage::HintTotals;
 use proto::MESSAGE_BYTES_MAX;
 use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
 use proto::v1::{
-    Answer, Beat, Call, ErrorCode, ErrorDetail, LayoutRef, Level, LinkReply, LinkRequest,
-    NodeState, NodeStats, Outcome, Stamp, answer, call,
+    Answer, Beat, Call, ErrorCode, ErrorDetail, HintTotal, LayoutRef, Level, LinkReply,
+    LinkRequest, NodeState, NodeStats, Outcome, Stamp, answer, call,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -661,6 +662,17 @@ pub fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
+fn hint_totals(node: &Node) -> Vec<HintTotal> {
+    let total = |(target, totals): (Uid, HintTotals)| HintTotal {
+        target_uid: target.to_bytes().to_vec().into(),
+        keys: totals.keys,
+        bytes: totals.bytes,
+        since_ms: totals.since_ms,
+        overflowed: totals.overflowed,
+    };
+    node.store.hint_totals().into_iter().map(total).collect()
+}
+
 /// What a node says of itself.
 pub fn node_stats(node: &Node) -> NodeStats {
     let facts = node.store.facts();
@@ -680,6 +692,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         disk_free_bytes: disk.free_bytes,
         started_at_ms: node.started_at_ms,
         bad_records: facts.bad_records,
+        hints: hint_totals(node),
         disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
     }

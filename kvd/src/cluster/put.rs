@@ -4,7 +4,8 @@
 //! is not one forwards it.
 
 use super::coordinator::{
-    admit, count_failure, keyspace, mark_silent, merge_on, quickest_first, wire_dot,
+    admit, count_failure, hint_on, keep_hint_here, keyspace, mark_silent, merge_on, quickest_first,
+    wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
@@ -13,7 +14,7 @@ use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::{RequestId, Uid};
-use crate::dynamo::object::{Intent, Record};
+use crate::dynamo::object::{Intent, Object, Record};
 use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::value::{Codec, Value};
@@ -113,9 +114,20 @@ async fn write_admitted(
     let request_id = request.settle_id()?;
     let checked = request.check(cluster, request_id, started)?;
     let homes = preference::homes(&checked.cluster.layout, checked.quorum.n, checked.key.token());
+    let stands_in = |checked: &Checked| {
+        let reachable = |home| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
+        checked.mode == Mode::Sloppy && !homes.iter().any(reachable)
+    };
     match (homes.contains(&node.uid), may_forward) {
         (true, _) => coordinate_here(node, checked, homes).await,
-        (false, true) => forward(node, &checked, &request, &homes).await,
+        (false, true) if stands_in(&checked) => coordinate_here(node, checked, homes).await,
+        (false, true) => match forward(node, &checked, &request, &homes).await {
+            // The last of them went just now, and none was sent anything.
+            Err(failure) if failure.outcome() == Outcome::NotApplied && stands_in(&checked) => {
+                coordinate_here(node, checked, homes).await
+            }
+            outcome => outcome,
+        },
         (false, false) => Err(errors::layout_stale()),
     }
 }
@@ -265,21 +277,34 @@ async fn coordinate_here(
     if is_put && node.disk_full.load(Ordering::Relaxed) {
         return Err(errors::disk_full(&checked.cluster.name_of(node.uid)));
     }
-    let is_down = |uid: &&Uid| {
+    let takes = |uid: &Uid| {
         let peer = checked.cluster.peers.get(uid);
-        peer.is_some_and(|peer| if is_put { !peer.takes_puts() } else { !peer.is_usable() })
+        peer.is_none_or(|peer| if is_put { peer.takes_puts() } else { peer.is_usable() })
     };
-    let down = homes.iter().filter(is_down);
+    let is_home = homes.contains(&node.uid);
+    let down: BTreeSet<Uid> =
+        homes.iter().filter(|home| !is_home || !takes(home)).copied().collect();
+    let fallbacks = match checked.mode {
+        Mode::Sloppy if !down.is_empty() || !is_home => {
+            let list = preference::preference(
+                &checked.cluster.layout,
+                checked.quorum.n,
+                checked.key.token(),
+            );
+            let others = list.fallbacks.into_iter().filter(|uid| *uid != node.uid);
+            others.filter(takes).collect()
+        }
+        _ => Vec::new(),
+    };
     let spec = WriteSpec {
         quorum: checked.quorum,
         mode: checked.mode,
         coordinator: node.uid,
-        down: down.copied().collect(),
+        down,
         homes: homes.clone(),
-        // None until fallbacks keep hints: an acknowledgement from a copy that no home would ever
-        // be given must not count.
-        fallbacks: Vec::new(),
+        fallbacks,
     };
+    let stand_in_for = spec.stands_in_for();
     let (write, steps) = match Write::start(spec) {
         Ok(started) => started,
         Err(_too_few) => return Err(refused_at_once(&checked, &homes)),
@@ -293,7 +318,7 @@ async fn coordinate_here(
     let (prepared, synced) = node.store.coordinate(
         checked.key.clone(),
         checked.intent.clone(),
-        None,
+        stand_in_for,
         now_ms,
         fresh_actor,
     );
@@ -407,6 +432,8 @@ impl Put {
                 let steps = self.feed(from, outcome);
                 self.take(steps);
             }
+            let steps = self.write.expire();
+            self.take(steps);
         });
     }
 
@@ -420,10 +447,15 @@ impl Put {
         let mut end = None;
         for step in steps {
             match step {
-                WriteStep::Send(to) | WriteStep::SendHinted { to, .. } => {
+                WriteStep::Send(to) => {
                     self.sent.insert(to);
                     self.under_way.push(self.send(to));
                 }
+                WriteStep::SendHinted { to, home } => {
+                    self.sent.insert(to);
+                    self.under_way.push(self.send_hinted(to, home));
+                }
+                WriteStep::KeepHint(home) => self.keep_hint(home),
                 WriteStep::Answer | WriteStep::Fail => end = Some(step),
             }
         }
@@ -437,6 +469,24 @@ impl Put {
         Box::pin(async move { (to, merge_on(&cluster, to, &key, object, deadline).await) })
     }
 
+    fn send_hinted(&self, to: Uid, home: Uid) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
+        let cluster = Arc::clone(&self.checked.cluster);
+        let (key, object) = (self.checked.key.clone(), self.object.0.clone());
+        let deadline = self.checked.deadline;
+        Box::pin(async move { (to, hint_on(&cluster, to, home, &key, object, deadline).await) })
+    }
+
+    /// Behind the answer: it counts for nothing. Without room for it, that is remembered.
+    fn keep_hint(&self, home: Uid) {
+        let (node, key) = (Arc::clone(&self.node), self.checked.key.clone());
+        let Ok(object) = Object::decode(self.object.0.clone()) else { return };
+        self.node.spawn(async move {
+            if let Err(failure) = keep_hint_here(&node, home, &key, object).await {
+                tracing::debug!(why = failure.why, "a hint is not kept");
+            }
+        });
+    }
+
     fn reply(&self, dot: Dot) -> WriteReply {
         let (cluster, acked) = (&self.checked.cluster, self.write.acked());
         let mut seen = self.checked.seen.clone();
@@ -447,6 +497,7 @@ impl Put {
             replied: cluster.names_of(acked),
             missing: cluster.names_of(self.homes.iter().filter(|uid| !acked.contains(uid))),
             repaired: Vec::new(),
+            hinted: cluster.names_of(self.write.hinted()),
         };
         WriteReply {
             context: cluster.sealer.seal(&self.checked.key, &seen).into(),

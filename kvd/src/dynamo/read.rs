@@ -20,6 +20,9 @@ pub struct ReadSpec {
     pub quorum: Quorum,
     /// The key's replicas in the order they are to be asked.
     pub order: Vec<Uid>,
+    /// Nodes that may keep hints for them, asked after them (none in a strict keyspace). One that
+    /// keeps nothing of the key makes up the number, but is no proof that the key is absent.
+    pub fallbacks: Vec<Uid>,
     /// With blocking repair: how many replicas must hold the join before the answer. `None`:
     /// repair goes on behind the answer.
     pub repair_first: Option<u8>,
@@ -65,6 +68,10 @@ impl Read {
     /// Begins: asks the first R replicas.
     pub fn start(spec: ReadSpec) -> (Self, Vec<ReadStep>) {
         assert!(spec.order.len() >= usize::from(spec.quorum.needed), "R is at most N");
+        assert!(
+            spec.fallbacks.is_empty() || spec.repair_first.is_none(),
+            "a strict get counts homes alone"
+        );
         let mut read = Self {
             next: 0,
             waiting: BTreeSet::new(),
@@ -93,11 +100,13 @@ impl Read {
         }
         self.copies.insert(from, copy);
         match self.phase {
-            Phase::Asking if self.copies.len() >= usize::from(self.spec.quorum.needed) => {
-                self.quorum_met()
-            }
+            Phase::Asking if self.is_met() => self.quorum_met(),
             Phase::Over => self.repair_behind(),
             Phase::RepairingFirst => self.repair_until_quorum(),
+            // Fallbacks alone made up the number, and none keeps anything.
+            Phase::Asking if self.waiting.is_empty() && self.is_number_there() => {
+                self.end(ReadStep::Fail)
+            }
             Phase::Asking => Vec::new(),
         }
     }
@@ -113,7 +122,8 @@ impl Read {
         }
         let steps = self.ask_next();
         let possible = self.copies.len() + self.waiting.len();
-        if possible < usize::from(self.spec.quorum.needed) {
+        let over = self.waiting.is_empty() && !self.is_met();
+        if possible < usize::from(self.spec.quorum.needed) || over {
             self.end(ReadStep::Fail)
         } else {
             steps
@@ -137,8 +147,9 @@ impl Read {
     /// Those asked, or being repaired, take long: turns to one more.
     pub fn hedge(&mut self) -> Vec<ReadStep> {
         match self.phase {
-            Phase::Asking => self.ask_next(),
+            Phase::Asking if self.next < self.spec.order.len() => self.ask_next(),
             Phase::RepairingFirst => self.repair_idle(1),
+            Phase::Asking => Vec::new(),
             Phase::Over => Vec::new(),
         }
     }
@@ -201,7 +212,8 @@ impl Read {
     }
 
     fn ask_next(&mut self) -> Vec<ReadStep> {
-        let Some(&node) = self.spec.order.get(self.next) else {
+        let mut nodes = self.spec.order.iter().chain(&self.spec.fallbacks);
+        let Some(&node) = nodes.nth(self.next) else {
             return Vec::new();
         };
         self.next += 1;
@@ -228,9 +240,20 @@ impl Read {
         steps
     }
 
-    /// Those whose copy lacks something of the join.
+    fn is_number_there(&self) -> bool {
+        self.copies.len() >= usize::from(self.spec.quorum.needed)
+    }
+
+    /// R answered, and if nobody has the key, a home is among those who say so.
+    fn is_met(&self) -> bool {
+        let of_home = || self.copies.keys().any(|uid| self.spec.order.contains(uid));
+        self.is_number_there() && (!self.joined.clock().is_empty() || of_home())
+    }
+
+    /// Homes whose copy lacks something of the join.
     fn behind(&self) -> impl Iterator<Item = Uid> {
-        self.copies.iter().filter(|(_, copy)| !copy.agrees_with(&self.joined)).map(|(uid, _)| *uid)
+        let behind = self.copies.iter().filter(|(_, copy)| !copy.agrees_with(&self.joined));
+        behind.map(|(uid, _)| *uid).filter(|uid| self.spec.order.contains(uid))
     }
 
     fn repair_behind(&mut self) -> Vec<ReadStep> {
@@ -290,7 +313,8 @@ mod tests {
 
     fn start(r: u8, repair_first: Option<u8>) -> (Read, Vec<ReadStep>) {
         let quorum = Quorum { n: 3, needed: r };
-        Read::start(ReadSpec { quorum, order: vec![A, B, C], repair_first })
+        let order = vec![A, B, C];
+        Read::start(ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first })
     }
 
     /// An object of the writes 1..=`writes`, each by its own actor, all siblings.
@@ -321,6 +345,33 @@ mod tests {
         assert_eq!(read.reply(A, copy(1)), []);
         assert_eq!(read.reply(B, copy(1)), [ReadStep::Answer]);
         assert!(read.is_over());
+    }
+
+    #[test]
+    fn fallbacks_are_asked_when_homes_fail_and_prove_no_absence_alone() {
+        let fallen_back = |r| {
+            let quorum = Quorum { n: 3, needed: r };
+            let (order, fallbacks) = (vec![A, B, C], vec![Uid(10), Uid(11)]);
+            let (mut read, _) =
+                Read::start(ReadSpec { quorum, order, fallbacks, repair_first: None });
+            assert_eq!(read.fail(B), [ReadStep::Ask(C)]);
+            assert_eq!(read.hedge(), [], "a fallback is no hedge");
+            assert_eq!(read.fail(C), [ReadStep::Ask(Uid(10))]);
+            read
+        };
+        // A hint makes a vote, and whoever keeps it is not repaired.
+        let mut read = fallen_back(2);
+        assert_eq!(read.reply(A, copy(2)), []);
+        assert_eq!(read.reply(Uid(10), copy(1)), [ReadStep::Answer]);
+        // Nothing kept: the home that answered says what there is.
+        let mut read = fallen_back(2);
+        assert_eq!(read.reply(Uid(10), copy(0)), []);
+        assert_eq!(read.reply(A, copy(0)), [ReadStep::Answer]);
+        // No home answers, and nothing is kept: not found would be a guess.
+        let mut read = fallen_back(2);
+        assert_eq!(read.reply(Uid(10), copy(0)), []);
+        assert_eq!(read.fail(A), [ReadStep::Ask(Uid(11))]);
+        assert_eq!(read.reply(Uid(11), copy(0)), [ReadStep::Fail]);
     }
 
     #[test]
@@ -437,7 +488,8 @@ mod tests {
         ) {
             let (r, w) = (r.min(n), w.map(|w| w.min(n)));
             let order: Vec<Uid> = (0..u128::from(n)).map(Uid).collect();
-            let spec = ReadSpec { quorum: Quorum { n, needed: r }, order, repair_first: w };
+            let quorum = Quorum { n, needed: r };
+            let spec = ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first: w };
             let (mut read, steps) = Read::start(spec);
             let mut asked: BTreeSet<Uid> = BTreeSet::new();
             let mut replied = BTreeSet::new();

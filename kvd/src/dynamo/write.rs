@@ -2,8 +2,10 @@
 //! and when to answer. It knows no clock and sends nothing.
 //!
 //! Every home replica is sent the object; the client is answered when W of them have it on disk.
-//! Sloppy: a fallback stands in for a home that is down, keeps a hint, and counts toward W.
-//! Strict: only homes count, and with fewer than W of them up the write is refused at once.
+//! Sloppy: a fallback stands in for a home that is down, keeps a hint, and counts toward W; with no
+//! home up, one of them coordinates. Strict: only homes count, and with fewer than W of them up the
+//! write is refused at once. A home that nobody stands in for gets a hint at the coordinator, which
+//! counts for nothing: its disk has the write already.
 
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::Uid;
@@ -19,12 +21,19 @@ pub struct WriteSpec {
     pub mode: Mode,
     /// The node that coordinates; its own disk is the first replica.
     pub coordinator: Uid,
-    /// The key's replicas, the coordinator among them.
+    /// The key's replicas. The coordinator is among them, unless all are down.
     pub homes: Vec<Uid>,
     /// Homes that are believed down: not sent to.
     pub down: BTreeSet<Uid>,
     /// Nodes that are up and may stand in, in order. Unused when strict.
     pub fallbacks: Vec<Uid>,
+}
+
+impl WriteSpec {
+    /// The home a coordinator that is none itself keeps a hint for: the first.
+    pub fn stands_in_for(&self) -> Option<Uid> {
+        if self.homes.contains(&self.coordinator) { None } else { self.homes.first().copied() }
+    }
 }
 
 /// What the caller is to do next. `Answer` or `Fail` comes exactly once.
@@ -39,6 +48,8 @@ pub enum WriteStep {
         /// The replica that is down.
         home: Uid,
     },
+    /// Keep a hint for this home, here.
+    KeepHint(Uid),
     /// W have it on disk: tell the client.
     Answer,
     /// W cannot be met. Something was sent: the outcome is unknown.
@@ -70,18 +81,19 @@ impl Write {
     /// Begins. The caller stores the object at the coordinator, and sends as the steps say as soon
     /// as it is made: it need not wait for its own disk.
     pub fn start(spec: WriteSpec) -> Result<(Self, Vec<WriteStep>), TooFewUp> {
-        assert!(spec.homes.contains(&spec.coordinator), "only a replica coordinates");
         assert!(!spec.down.contains(&spec.coordinator), "the coordinator is up");
         let homes_up = spec.homes.iter().filter(|home| !spec.down.contains(home)).count();
+        let is_home = spec.homes.contains(&spec.coordinator);
+        assert!(is_home || homes_up == 0, "a home that is up coordinates");
         let up = match spec.mode {
             Mode::Strict => homes_up,
-            Mode::Sloppy => homes_up + spec.fallbacks.len(),
+            Mode::Sloppy => homes_up + spec.fallbacks.len() + usize::from(!is_home),
         };
         if up < usize::from(spec.quorum.needed) {
             return Err(TooFewUp { up, needed: spec.quorum.needed });
         }
         let mut write = Self {
-            waiting: BTreeMap::from([(spec.coordinator, None)]),
+            waiting: BTreeMap::from([(spec.coordinator, spec.stands_in_for())]),
             acked: BTreeSet::new(),
             hinted: BTreeSet::new(),
             fallbacks_used: 0,
@@ -108,7 +120,13 @@ impl Write {
         let Some(hint) = self.waiting.remove(&from) else {
             return Vec::new();
         };
-        let mut steps = self.stand_in(hint.unwrap_or(from));
+        let home = hint.unwrap_or(from);
+        // What the coordinator's own disk did not take, it cannot keep for anybody.
+        let mut steps = if from == self.spec.coordinator && hint.is_none() {
+            Vec::new()
+        } else {
+            self.stand_in(home)
+        };
         let possible = self.acked.len() + self.hinted.len() + self.waiting.len();
         if possible < usize::from(self.spec.quorum.needed) {
             steps.extend(self.end(WriteStep::Fail));
@@ -116,9 +134,13 @@ impl Write {
         steps
     }
 
-    /// The deadline passed.
+    /// The deadline passed. Whoever has not answered may not have it.
     pub fn expire(&mut self) -> Vec<WriteStep> {
-        self.end(WriteStep::Fail)
+        let mut steps = self.end(WriteStep::Fail);
+        let waiting = std::mem::take(&mut self.waiting);
+        let silent = waiting.into_iter().filter(|(node, _)| *node != self.spec.coordinator);
+        steps.extend(silent.map(|(node, hint)| WriteStep::KeepHint(hint.unwrap_or(node))));
+        steps
     }
 
     /// Homes that have it on disk.
@@ -138,8 +160,11 @@ impl Write {
 
     fn first_sends(&mut self) -> Vec<WriteStep> {
         let mut steps = Vec::new();
+        let stands_in_for = self.spec.stands_in_for();
         for home in self.spec.homes.clone() {
-            if self.spec.down.contains(&home) {
+            if Some(home) == stands_in_for {
+                // the coordinator keeps it
+            } else if self.spec.down.contains(&home) {
                 steps.extend(self.stand_in(home));
             } else if home != self.spec.coordinator {
                 self.waiting.insert(home, None);
@@ -150,11 +175,10 @@ impl Write {
     }
 
     fn stand_in(&mut self, home: Uid) -> Vec<WriteStep> {
-        if self.spec.mode == Mode::Strict {
-            return Vec::new();
-        }
-        let Some(&to) = self.spec.fallbacks.get(self.fallbacks_used) else {
-            return Vec::new();
+        let next = self.spec.fallbacks.get(self.fallbacks_used);
+        let next = next.filter(|_| self.spec.mode == Mode::Sloppy);
+        let Some(&to) = next else {
+            return vec![WriteStep::KeepHint(home)];
         };
         self.fallbacks_used += 1;
         self.waiting.insert(to, Some(home));
@@ -208,7 +232,8 @@ mod tests {
     #[test]
     fn sloppy_sends_to_a_fallback_in_place_of_a_home_that_is_down() {
         let (mut write, steps) = Write::start(spec(2, Mode::Sloppy, &[B, C], &[F])).unwrap();
-        assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }]);
+        // There is one fallback: the other home's hint is kept here.
+        assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }, WriteStep::KeepHint(C)]);
         write.ack(A);
         assert_eq!(write.ack(F), [WriteStep::Answer]);
         assert!(write.hinted().contains(&F));
@@ -218,13 +243,41 @@ mod tests {
     fn sloppy_turns_to_a_fallback_when_a_home_fails() {
         let (mut write, _) = Write::start(spec(3, Mode::Sloppy, &[], &[F])).unwrap();
         assert_eq!(write.fail(B), [WriteStep::SendHinted { to: F, home: B }]);
-        assert_eq!(write.fail(F), [WriteStep::Fail]);
+        assert_eq!(write.fail(F), [WriteStep::KeepHint(B), WriteStep::Fail]);
     }
 
     #[test]
     fn strict_never_turns_to_a_fallback() {
         let (mut write, _) = Write::start(spec(3, Mode::Strict, &[], &[F])).unwrap();
-        assert_eq!(write.fail(B), [WriteStep::Fail]);
+        assert_eq!(write.fail(B), [WriteStep::KeepHint(B), WriteStep::Fail]);
+    }
+
+    #[test]
+    fn a_home_that_nobody_stands_in_for_gets_a_hint_here_that_counts_for_nothing() {
+        let (mut write, steps) = Write::start(spec(2, Mode::Strict, &[C], &[F])).unwrap();
+        assert_eq!(steps, [WriteStep::Send(B), WriteStep::KeepHint(C)]);
+        assert_eq!(write.ack(A), []);
+        assert_eq!(write.ack(B), [WriteStep::Answer]);
+        assert!(write.hinted().is_empty());
+        // And one that says nothing until the deadline.
+        let (mut write, _) = Write::start(spec(2, Mode::Sloppy, &[], &[])).unwrap();
+        write.ack(A);
+        assert_eq!(write.ack(B), [WriteStep::Answer]);
+        assert_eq!(write.expire(), [WriteStep::KeepHint(C)]);
+        assert!(write.is_over());
+    }
+
+    #[test]
+    fn with_no_home_up_a_fallback_coordinates_and_keeps_the_hints() {
+        let mut spec = spec(1, Mode::Sloppy, &[A, B, C], &[F]);
+        spec.coordinator = Uid(99);
+        let (mut write, steps) = Write::start(spec.clone()).unwrap();
+        // For the first home itself; for the second the other fallback, and for the third itself.
+        assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }, WriteStep::KeepHint(C)]);
+        assert_eq!(write.ack(Uid(99)), [WriteStep::Answer]);
+        assert!(write.acked().is_empty() && write.hinted().contains(&Uid(99)));
+        spec.mode = Mode::Strict;
+        assert_eq!(Write::start(spec).unwrap_err(), TooFewUp { up: 0, needed: 1 });
     }
 
     #[test]
@@ -238,7 +291,10 @@ mod tests {
     #[test]
     fn the_deadline_ends_a_write_once() {
         let (mut write, _) = Write::start(spec(3, Mode::Sloppy, &[], &[])).unwrap();
-        assert_eq!(write.expire(), [WriteStep::Fail]);
+        assert_eq!(
+            write.expire(),
+            [WriteStep::Fail, WriteStep::KeepHint(B), WriteStep::KeepHint(C)]
+        );
         assert_eq!(write.expire(), []);
         assert_eq!(write.ack(B), [], "an ack after the end changes nothing");
     }
@@ -275,6 +331,9 @@ mod tests {
                         WriteStep::SendHinted { to, .. } => {
                             prop_assert!(!strict && to.0 >= 10 && sent.insert(to));
                         }
+                        WriteStep::KeepHint(home) => {
+                            prop_assert!(homes.contains(&home) && home != homes[0]);
+                        }
                         WriteStep::Answer => {
                             ends += 1;
                             prop_assert!(acked.len() >= usize::from(w));
@@ -292,7 +351,8 @@ mod tests {
                 steps = if ok { write.ack(node) } else { write.fail(node) };
             }
             ends += steps.iter().filter(|s| matches!(s, WriteStep::Answer | WriteStep::Fail)).count();
-            ends += write.expire().len();
+            let end = |s: &&WriteStep| matches!(s, WriteStep::Answer | WriteStep::Fail);
+            ends += write.expire().iter().filter(end).count();
             prop_assert_eq!(ends, 1, "a write ends exactly once");
         }
     }
