@@ -21,6 +21,13 @@ fn kept(cluster: &Cluster, position: usize, target: &str) -> u64 {
     of.map(|hint| hint["keys"].as_str().unwrap().parse::<u64>().unwrap()).sum()
 }
 
+/// What `nodes show` tells of n3's lag.
+fn lag(cluster: &Cluster) -> serde_json::Value {
+    let shown = ok(cluster.kvctl_via(0, &["nodes", "show", "n3", "-o", "json"]));
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    shown["data"]["lag"].clone()
+}
+
 /// A key whose homes are nodes of these positions and no other.
 fn key_of(cluster: &Cluster, homes: &[usize]) -> String {
     let client = cluster.client(homes[0]);
@@ -60,6 +67,10 @@ fn a_node_that_was_away_is_given_what_it_missed_without_anybody_reading() {
     eventually("a hint for every write", || {
         (kept(&cluster, 0, "n3") + kept(&cluster, 1, "n3") == 40).then_some(())
     });
+    eventually("what n3 lacks to be told", || {
+        let lag = lag(&cluster);
+        (lag["keys"] == "40" && lag["since"].is_string()).then_some(())
+    });
     for holder in ["n1", "n2"] {
         ok(cluster.kvctl_via(0, &["hints", "pause", "--node", holder]));
     }
@@ -74,6 +85,11 @@ fn a_node_that_was_away_is_given_what_it_missed_without_anybody_reading() {
     assert!(kept(&cluster, 1, "n3") > 0, "n2 is still told to wait");
     ok(cluster.kvctl_via(0, &["hints", "resume"]));
     eventually("no hint to be left", || hints(&cluster, 0).is_empty().then_some(()));
+    eventually("n3 to be told level", || {
+        let lag = lag(&cluster);
+        let level = lag["since"].is_null() && lag["unheard"] == serde_json::json!([]);
+        level.then_some(())
+    });
     for i in 0..40 {
         let key = format!("k{i}");
         let [one, three] = ["n1", "n3"].map(|on| cluster.copy(0, on, key.as_bytes()));

@@ -35,8 +35,20 @@ pub(crate) struct Node {
     ring: Option<String>,
     layout: Option<String>,
     round_trip_us: Option<u64>,
+    lag: Option<Lag>,
     stats: Option<Stats>,
     stats_at: Option<String>,
+}
+
+/// What is known to be missing on a node.
+#[derive(Debug, Serialize)]
+struct Lag {
+    /// Null with `unheard` empty: nothing is.
+    since: Option<String>,
+    keys: String,
+    bytes: String,
+    more: bool,
+    unheard: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -244,6 +256,7 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
     field("copies", node.copies.to_string().into());
     let ring = node.layout.as_ref().map(|layout| format!("{} ({})", layout.depth, hex(&layout.id)));
     field("ring", ring.unwrap_or_else(|| "?".into()).into());
+    field("lag", lag(now_ms, node.lag.as_ref()).into());
     let round_trip = (node.latency_us > 0).then_some(node.latency_us);
     field("round trip", millis(round_trip).into());
     field("version", some_text(&node.version).unwrap_or_else(|| "?".into()).into());
@@ -281,6 +294,21 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
         field(name, value.into());
     }
     table
+}
+
+/// How far a node is behind; what is not known is never zero.
+fn lag(now_ms: u64, lag: Option<&proto::v1::Lag>) -> String {
+    let Some(lag) = lag else { return "?".into() };
+    let unheard = lag.unheard.join(", ");
+    match lasting(now_ms, lag.since_ms) {
+        None if !unheard.is_empty() => format!("? ({unheard} not heard)"),
+        None if lag.more => "? (no room to keep all it missed)".into(),
+        None => "0".into(),
+        Some(age) => {
+            let more = if lag.more || !unheard.is_empty() { " or more" } else { "" };
+            format!("{age}{more}, {} keys, {} kept for it", lag.keys, size(lag.bytes))
+        }
+    }
 }
 
 fn lasting(now_ms: u64, since_ms: u64) -> Option<String> {
@@ -333,6 +361,13 @@ impl Node {
             ring: node.layout.as_ref().map(|layout| layout.depth.to_string()),
             layout: node.layout.as_ref().map(|layout| hex(&layout.id)),
             round_trip_us: (node.latency_us > 0).then_some(node.latency_us),
+            lag: node.lag.as_ref().map(|lag| Lag {
+                since: some_time(lag.since_ms),
+                keys: lag.keys.to_string(),
+                bytes: lag.bytes.to_string(),
+                more: lag.more,
+                unheard: lag.unheard.clone(),
+            }),
             stats: node.stats.as_ref().map(Stats::of),
             stats_at: some_time(node.stats_at_ms),
         }

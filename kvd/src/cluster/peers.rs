@@ -200,6 +200,14 @@ impl Peer {
         self.is_usable() && !self.is_full()
     }
 
+    /// What it last said of itself, if that was lately.
+    pub fn stats(&self) -> Option<NodeStats> {
+        let health = lock(&self.health);
+        let (beat, at_ms) = health.beat.as_ref()?;
+        let fresh = clock::now_ms().saturating_sub(*at_ms) < BEAT_GOOD_FOR.as_millis() as u64;
+        beat.stats.clone().filter(|_| fresh)
+    }
+
     fn is_full(&self) -> bool {
         let health = lock(&self.health);
         let Some((beat, at_ms)) = &health.beat else { return false };

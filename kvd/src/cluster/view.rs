@@ -3,12 +3,13 @@
 use super::peers::{node_stats, version};
 use super::{Cluster, Node};
 use crate::clock;
+use crate::dynamo::lag::{self, Kept, Lag};
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use crate::dynamo::node::Uid;
 use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
-    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeView, Verdict,
+    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats, NodeView, Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -140,6 +141,7 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
     let layout = &cluster.layout;
     let (copies, fair) = (layout.copies(n), layout.fair_ratio(n));
     let all = f64::from(layout.partitions()) * f64::from(n);
+    let told = all_told(node, cluster);
     layout
         .members()
         .iter()
@@ -156,12 +158,44 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
                 copies,
                 ..Default::default()
             };
-            match cluster.peers.get(&member.uid) {
+            let view = match cluster.peers.get(&member.uid) {
                 None => own_view(node, cluster, placed),
                 Some(peer) => peer_view(peer, placed),
-            }
+            };
+            NodeView { lag: Some(lag_of(member.uid, &told)), ..view }
         })
         .collect()
+}
+
+/// What every member says of itself, if it was heard lately.
+fn all_told(node: &Node, cluster: &Cluster) -> Vec<(Uid, String, Option<NodeStats>)> {
+    let members = cluster.layout.members().iter();
+    let told = members.map(|member| {
+        let stats = match cluster.peers.get(&member.uid) {
+            None => Some(node_stats(node)),
+            Some(peer) => peer.stats(),
+        };
+        (member.uid, member.name.clone(), stats)
+    });
+    told.collect()
+}
+
+fn lag_of(target: Uid, told: &[(Uid, String, Option<NodeStats>)]) -> v1::Lag {
+    let kept_by = |stats: &NodeStats| {
+        let mut totals = stats.hints.iter();
+        let total = totals.find(|total| total.target_uid[..] == target.to_bytes());
+        total.map_or_else(Kept::default, |total| Kept {
+            keys: total.keys,
+            bytes: total.bytes,
+            since_ms: total.since_ms,
+            overflowed: total.overflowed,
+        })
+    };
+    let others = told.iter().filter(|(uid, ..)| *uid != target);
+    let lag =
+        lag::reckon(others.map(|(_, name, stats)| (name.clone(), stats.as_ref().map(kept_by))));
+    let Lag { since_ms, keys, bytes, more, unheard } = lag;
+    v1::Lag { since_ms, keys, bytes, more, unheard }
 }
 
 fn own_view(node: &Node, cluster: &Cluster, placed: NodeView) -> NodeView {

@@ -22,6 +22,7 @@
 //! | `quorum` | N, R and W of one request |
 //! | `read`, `write` | one get, one put, as machines that are fed replies |
 //! | `merkle` | what two replicas compare to find where they differ |
+//! | `lag` | how far a replica is behind, as far as anybody knows |
 //! | `scan` | one page of a keyspace, joined from several replicas |
 //! | `verdict` | the state of the cluster, in words |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -29,6 +30,7 @@
 pub mod clock;
 pub mod context;
 pub mod key;
+pub mod lag;
 pub mod layout;
 pub mod merkle;
 pub mod node;
