@@ -106,6 +106,9 @@ pub(crate) enum Command {
     /// Give back to the disk what is free inside the nodes' files
     #[command(subcommand)]
     Compact(Compact),
+    /// Compare the nodes' copies, and make equal what differs
+    #[command(subcommand)]
+    Repair(Repair),
     /// Make a cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -542,6 +545,24 @@ pub(crate) enum Compact {
     #[command(after_help = "Examples:\n  kvctl compact status\n  kvctl compact status -o json")]
     Status {
         /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Repair {
+    /// Have every node, or one, compare with its peers now; it goes on without kvctl
+    #[command(after_help = "Examples:\n  kvctl repair start\n  kvctl repair start --node n2")]
+    Start {
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Say when nodes last had all the same; exit 11 if two could not be brought level
+    #[command(after_help = "Examples:\n  kvctl repair status\n  kvctl repair status -o json")]
+    Status {
+        /// Only of this node
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
     },

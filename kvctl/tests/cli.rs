@@ -331,6 +331,21 @@ fn a_typed_error_keeps_its_code_and_words() {
 }
 
 #[test]
+fn repair_tells_when_nodes_last_had_all_the_same_and_never_makes_a_time_up() {
+    let node = Node::start(1);
+    let all = run(&node.address, &["repair", "status", "-o", "json"]);
+    assert_eq!(all.status.code(), Some(11), "n3 cannot be compared with");
+    let pairs = &json(&all.stdout)["data"][0]["pairs"];
+    assert_eq!(pairs[0]["matched_at"], "1970-01-01T00:00:00.005Z");
+    assert_eq!(pairs[1]["matched_at"], serde_json::Value::Null);
+    assert_eq!((&pairs[0]["state"], &pairs[1]["state"]), (&"matched".into(), &"failed".into()));
+
+    let one = run(&node.address, &["repair", "start", "--node", "n1"]);
+    exits(&one, 0);
+    assert!(text(&one.stdout).starts_with("NODE  PEER  STATE"), "{}", text(&one.stdout));
+}
+
+#[test]
 fn dump_and_load_round_trip_siblings_into_another_cluster() {
     let (from, to) = (Node::start(1), Node::start(2));
     for n in 0..5 {
@@ -873,6 +888,18 @@ impl Admin for Fake {
 
     async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
         Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn repair(
+        &self,
+        request: Request<RepairRequest>,
+    ) -> Result<Response<RepairReply>, Status> {
+        let request = request.into_inner();
+        let matched = PairView { peer: "n2".into(), matched_at_ms: 5, ..Default::default() };
+        let down = PairView { peer: "n3".into(), error: "not up".into(), ..Default::default() };
+        let pairs = if request.node == "n1" { vec![matched] } else { vec![matched, down] };
+        let nodes = vec![RepairView { node: "n1".into(), pairs, ..Default::default() }];
+        Ok(Response::new(RepairReply { nodes }))
     }
 
     async fn read_copy(

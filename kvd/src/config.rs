@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+/// How often copies are compared, unless configured: so old may the last match of two nodes be.
+const REPAIR_EVERY: Option<Duration> = Some(Duration::from_secs(600));
+
 /// Runs one node of a kvd cluster.
 ///
 /// A new node is blank and waits to be given a cluster: see `kvctl cluster init`.
@@ -94,6 +97,10 @@ pub struct Flags {
     /// Prove so many MiB of records a second, at most. Default: 64.
     #[arg(long, env = "KVD_SCRUB_MIB_PER_SECOND", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub scrub_mib_per_second: Option<u32>,
+    /// How often copies are compared with each other node's and made equal by themselves: 30s, 10m,
+    /// or off. Default: 10m.
+    #[arg(long, env = "KVD_REPAIR_EVERY", value_name = "TIME")]
+    pub repair_every: Option<Cycle>,
     /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
     #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -126,6 +133,7 @@ struct File {
     scrub_every: Option<Cycle>,
     #[serde(default, deserialize_with = "scrub_mib_per_second")]
     scrub_mib_per_second: Option<u32>,
+    repair_every: Option<Cycle>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -149,6 +157,8 @@ pub struct Config {
     pub watermarks: Watermarks,
     /// How often every record is proven, and how fast.
     pub scrub: Pace,
+    /// How often copies are compared with each other node's; `None`: never.
+    pub repair_every: Option<Duration>,
     /// What to log.
     pub log: String,
     /// How.
@@ -205,6 +215,7 @@ impl Config {
                 ) * 1024
                     * 1024,
             },
+            repair_every: flags.repair_every.or(file.repair_every).map_or(REPAIR_EVERY, |it| it.0),
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             stop_with_stdin: flags.stop_with_stdin,

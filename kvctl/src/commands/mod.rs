@@ -16,13 +16,14 @@ mod nodes;
 mod progress;
 mod put;
 pub(crate) mod quorum;
+mod repair;
 mod ring;
 mod scrub;
 mod status;
 mod tree;
 mod version;
 
-use crate::cli::{Cluster, Command, Compact, Hints, Keyspaces, Nodes, Ring, Scrub};
+use crate::cli::{Cluster, Command, Compact, Hints, Keyspaces, Nodes, Repair, Ring, Scrub};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -81,6 +82,10 @@ async fn dispatch(
         }
         Command::Compact(Compact::Status { node }) => {
             compact::status(settings, connection, node).await
+        }
+        Command::Repair(Repair::Start { node }) => repair::start(settings, connection, node).await,
+        Command::Repair(Repair::Status { node }) => {
+            repair::status(settings, connection, node).await
         }
         Command::Cluster(Cluster::Init(args)) => cluster::init(settings, args).await,
         Command::Completions { shell } => completions::run(shell),

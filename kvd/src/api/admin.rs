@@ -3,7 +3,7 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::{
-    Node, compact, coordinator, deadline, handoff, membership, scrub, value, view,
+    Node, compact, coordinator, deadline, handoff, membership, repair, scrub, value, view,
 };
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
@@ -15,8 +15,8 @@ use proto::v1::admin_server::Admin;
 use proto::v1::{
     ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GetClusterRequest,
     GetLayoutRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace, LayoutView,
-    LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest, ScrubReply,
-    ScrubRequest, WatchClusterRequest,
+    LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest, RepairReply,
+    RepairRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -108,6 +108,13 @@ impl Admin for AdminService {
         request: Request<CompactRequest>,
     ) -> Result<Response<CompactReply>, Status> {
         respond(compact::everywhere(&self.node, request.into_inner()).await)
+    }
+
+    async fn repair(
+        &self,
+        request: Request<RepairRequest>,
+    ) -> Result<Response<RepairReply>, Status> {
+        respond(repair::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn read_copy(

@@ -4,7 +4,8 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, handoff, membership, put, scan, scrub, witness,
+    Cluster, Node, compact, coordinator, handoff, membership, put, repair, scan, scrub, tree,
+    witness,
 };
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
@@ -219,6 +220,19 @@ impl Served {
             }
             Some(call::Body::Compact(ask)) => {
                 self.answer(id, Ok(answer::Body::Compact(compact::here(&node, ask)))).await;
+            }
+            Some(call::Body::Repair(ask)) => {
+                self.answer(id, Ok(answer::Body::Repair(repair::here(&node, ask)))).await;
+            }
+            Some(call::Body::Tree(ask)) => {
+                let work =
+                    async move { tree::sums_asked(&node, ask).await.map(answer::Body::Tree) };
+                self.later(id, patience, work).await;
+            }
+            Some(call::Body::Digests(ask)) => {
+                let work =
+                    async move { tree::digests_asked(&node, ask).await.map(answer::Body::Digests) };
+                self.later(id, patience, work).await;
             }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {

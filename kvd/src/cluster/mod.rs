@@ -12,6 +12,8 @@
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
 //! | `handoff` | gives others what was kept for them |
+//! | `repair` | compares copies with every peer's, makes them equal |
+//! | `tree` | this node's side of a comparison: sums, digests, fresh checkpoints |
 //! | `witness` | what peers remember of each other's starts |
 //! | `compact` | has the store give back what is free in its files |
 //! | `survey` | asking the same of every member |
@@ -27,10 +29,12 @@ pub mod handoff;
 pub mod membership;
 pub mod peers;
 pub mod put;
+pub mod repair;
 pub mod room;
 pub mod scan;
 pub mod scrub;
 pub mod survey;
+pub mod tree;
 pub mod value;
 pub mod view;
 pub mod witness;
@@ -78,6 +82,10 @@ pub struct Node {
     pub scrub: scrub::Scrub,
     /// What delivers what it keeps for others.
     pub handoff: handoff::Handoff,
+    /// Its comparing of copies with the others.
+    pub repair: repair::Repair,
+    /// What reads of its tree share.
+    pub tree: tree::Tree,
     /// Client requests under way.
     pub requests: Semaphore,
     /// When it started, Unix milliseconds.
@@ -122,6 +130,8 @@ impl Node {
             events: Events::default(),
             scrub: scrub::Scrub::default(),
             handoff: handoff::Handoff::default(),
+            repair: repair::Repair::default(),
+            tree: tree::Tree::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),
             started: clock::now(),

@@ -262,12 +262,16 @@ impl Peer {
         let kib = (bytes / 1024 + 1).min(QUEUE_KIB_MAX) as u32;
         let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| full())?;
         let (reply, answer) = oneshot::channel();
+        // These wait for a checkpoint: they say nothing of how quick it is with requests.
+        let is_telling = !matches!(body, call::Body::Tree(_) | call::Body::Digests(_));
         let started = clock::now();
         let outgoing = Outgoing { body, bytes, deadline, reply, room };
         self.calls.try_send(outgoing).map_err(|_| full())?;
         match tokio::time::timeout_at(deadline.into(), answer).await {
             Ok(Ok(answer)) => {
-                self.note_latency(started.elapsed());
+                if is_telling {
+                    self.note_latency(started.elapsed());
+                }
                 answer
             }
             Ok(Err(_)) => Err(CallError::Lost("connection lost".into())),

@@ -23,11 +23,13 @@
 //! | `read`, `write` | one get, one put, as machines that are fed replies |
 //! | `merkle` | what two replicas compare to find where they differ |
 //! | `lag` | how far a replica is behind, as far as anybody knows |
+//! | `compare` | one comparison of two replicas, step by step |
 //! | `scan` | one page of a keyspace, joined from several replicas |
 //! | `verdict` | the state of the cluster, in words |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod clock;
+pub mod compare;
 pub mod context;
 pub mod key;
 pub mod lag;

@@ -14,6 +14,7 @@ mod writer;
 
 pub use compaction::Compaction;
 pub use hints::HintTotals;
+pub use tree::Digests;
 
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
@@ -576,7 +577,14 @@ impl Inner {
 
     /// Records from `start` on, those that are gone as empty ones, and whether there are more.
     fn records_from(&self, start: &[u8]) -> Result<(BTreeMap<Bytes, Bytes>, bool), DatabaseError> {
-        let range = (start, Bound::Unbounded);
+        self.records_in((start, Bound::Unbounded))
+    }
+
+    /// The same up to an end, which is not before the start.
+    fn records_in(
+        &self,
+        range: (&[u8], Bound<&[u8]>),
+    ) -> Result<(BTreeMap<Bytes, Bytes>, bool), DatabaseError> {
         let recent = read(&self.recent).page(Space::Records, range, PAGE_LOOKS_MAX);
         let older = self.shards.page(Space::Records, range, PAGE_LOOKS_MAX, PAGE_BYTES_MAX)?;
         Ok(merged(recent, older))
@@ -1272,5 +1280,29 @@ mod tests {
         let places: Vec<u32> =
             (0..40).map(|i| Span::leaf_of(key(&format!("k{i}")).token()).first).collect();
         assert_eq!(store.set_leaves_right(keyspace, &places).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_leaf_is_listed_to_its_end_and_after_a_key_beyond_it_there_is_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_directory, store) = open(dir.path());
+        let names: Vec<String> = (0..200).map(|i| format!("k{i}")).collect();
+        for name in &names {
+            put(&store, name, "v", 1);
+        }
+        let keyspace = KeyspaceId::of("default");
+        for name in &names {
+            let key = key(name);
+            let place = Span::leaf_of(key.token()).first;
+            let listed = store.digests(keyspace, place, None).unwrap();
+            assert!(listed.records.iter().any(|(listed, _)| listed == key.bytes()), "{name}");
+            if let Some(before) = place.checked_sub(1) {
+                assert_eq!(
+                    store.digests(keyspace, before, Some(&key)).unwrap(),
+                    Default::default()
+                );
+            }
+        }
+        assert_eq!(store.digests(keyspace, LEAVES - 1, None).unwrap(), Default::default());
     }
 }

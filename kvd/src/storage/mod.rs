@@ -26,7 +26,8 @@ pub mod shards;
 pub mod wal;
 
 pub use engine::{
-    Answer, Compaction, Facts, HintTotals, OpenError, Prepared, Proven, Store, StoreOptions,
+    Answer, Compaction, Digests, Facts, HintTotals, OpenError, Prepared, Proven, Store,
+    StoreOptions,
 };
 
 use crate::dynamo::object::WriteRefused;

@@ -7,6 +7,7 @@ use crate::dynamo::merkle::{self, Digest, Span};
 use crate::dynamo::node::KeyspaceId;
 use crate::storage::{StoreError, record};
 use bytes::Bytes;
+use std::ops::Bound;
 
 /// Digests of a page, at most.
 const DIGESTS_MAX: usize = 4096;
@@ -26,10 +27,13 @@ impl Store {
     pub fn sums(&self, keyspace: KeyspaceId, spans: &[Span]) -> Result<Vec<u128>, StoreError> {
         self.working()?;
         let mut sums = Vec::with_capacity(spans.len());
-        for span in spans {
-            let leaves = self.inner.shards.leaves(keyspace.0, *span);
+        // What lies side by side is one walk.
+        for run in spans.chunk_by(|span, next| span.end() == next.first) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            let whole = Span { first: first.first, leaves: last.end() - first.first };
+            let leaves = self.inner.shards.leaves(keyspace.0, whole);
             let leaves = leaves.map_err(|error| self.inner.stop(&error))?;
-            sums.extend(merkle::sums(&[*span], leaves));
+            sums.extend(merkle::sums(run, leaves));
         }
         Ok(sums)
     }
@@ -48,9 +52,16 @@ impl Store {
             Some(key) => [&record::stored_key(key)[..], &[0]].concat(),
             None => first.to_bytes().to_vec(),
         };
+        // No further: of what lies beyond the leaf a page would be thousands of records.
+        let end = last.0.checked_add(1).map(u128::to_be_bytes);
+        let end = end.as_ref().map(|end| &end[..]);
         let mut page = Digests::default();
         loop {
-            let records = self.inner.records_from(&start);
+            if end.is_some_and(|end| &start[..] >= end) {
+                return Ok(page);
+            }
+            let records =
+                self.inner.records_in((&start, end.map_or(Bound::Unbounded, Bound::Excluded)));
             let (records, more) = records.map_err(|error| self.inner.stop(&error))?;
             let looked_at = records.last_key_value().map(|(key, _)| key.clone());
             for (stored_key, value) in records {
