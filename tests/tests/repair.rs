@@ -60,6 +60,13 @@ fn all_alike(cluster: &Cluster, keyspace: &str, key: &str) -> bool {
     one.is_some() && one == two && two == three
 }
 
+/// From now on these nodes hand no hints over: what is missing must be found by comparing.
+fn without_handoff(cluster: &Cluster, via: usize, nodes: &[&str]) {
+    for node in nodes {
+        ok(cluster.kvctl_via(via, &["hints", "pause", "--node", node]));
+    }
+}
+
 #[test]
 fn a_node_that_missed_writes_gets_them_though_nobody_reads() {
     let mut cluster = start();
@@ -80,6 +87,7 @@ fn a_node_that_missed_writes_gets_them_though_nobody_reads() {
     cluster.nodes[2].kill();
     cluster.wait_until_up(0, &["n1", "n2"]);
     cluster.wait_until_up(1, &["n1", "n2"]);
+    without_handoff(&cluster, 0, &["n1", "n2"]);
     for (via, keyspace) in keyspaces.into_iter().enumerate() {
         ok(cluster.kvctl_via(via, &["load", "-", "-k", keyspace]).stdin(&lines(20..200, "new")));
         let keys: Vec<String> = (40..80).map(|i| format!("k{i}")).collect();
@@ -122,6 +130,7 @@ fn a_value_that_one_node_alone_has_spreads_to_all() {
     cluster.nodes[0].kill();
     cluster.nodes[1].kill();
     cluster.wait_until_up(2, &["n3"]);
+    without_handoff(&cluster, 2, &["n3"]);
     ok(cluster.kvctl_via(2, &["put", "lone", "value", "-k", "loose", "--blind"]));
     cluster.nodes[0].start();
     cluster.nodes[1].start();
@@ -137,6 +146,7 @@ fn repair_can_be_off_and_asked_for() {
         Cluster::start_with(3, |node| node.env = vec![("KVD_REPAIR_EVERY", "off".into())]);
     cluster.nodes[2].kill();
     cluster.wait_until_up(0, &["n1", "n2"]);
+    without_handoff(&cluster, 0, &["n1", "n2"]);
     ok(cluster.kvctl_via(0, &["put", "k", "v", "--blind"]));
     cluster.nodes[2].start();
     cluster.wait_until_up(0, &["n1", "n2", "n3"]);

@@ -51,7 +51,7 @@ pub fn overloaded(why: &str) -> Failure {
 
 /// The coordinator's disk is past its watermark.
 pub fn disk_full(name: &str) -> Failure {
-    let why = "its disk is past the full watermark; gets, deletes and repair go on";
+    let why = "its disk is full, or all but; gets, deletes and repair go on";
     let mut full = failure(ErrorCode::DiskFull, format!("{name} takes no puts"), why);
     full.advice =
         "another node; and make room on this one's disk, it takes puts again by itself".into();
