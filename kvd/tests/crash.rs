@@ -477,7 +477,17 @@ impl Run {
     fn act(&mut self) -> Result<bool, Failure> {
         match self.rng.below(24) {
             0 => return self.close_and_open(),
-            3 | 4 => self.store().compact(), // it goes on beside what follows
+            3 | 4 => {
+                // It goes on beside what follows, checkpoints among it.
+                self.store().compact();
+                for _ in 0..self.rng.below(12) {
+                    let mut sent: Vec<Sent> = (0..4).map(|_| self.send()).collect();
+                    sent.push(Sent::Checkpoint(self.store().checkpoint()));
+                    if !self.settle(sent)? {
+                        return Ok(false);
+                    }
+                }
+            }
             1 => self.hear_peer(),
             2 => {
                 let checkpoint = self.store().checkpoint();

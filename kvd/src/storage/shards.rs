@@ -419,22 +419,28 @@ fn open_shard(
     } else if file.len().map_err(refused)? == 0 {
         return Err(ShardError::Missing(name.to_owned()));
     }
+    // What a killed process wrote and did not sync is in the page cache, where redb would take it
+    // for durable, and build on it over pages that the last durable state still needs: a power cut
+    // before the next sync then leaves neither.
+    file.sync().map_err(refused)?;
     let open = || -> Result<Shard, DatabaseError> {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);
         let backend = Backend { file, first_error: Arc::clone(first_error) };
         let database = Shard(Some(builder.create_with_backend(backend)?));
-        if is_new {
-            let transaction = database.begin_write()?;
-            tables::create(&transaction)?;
-            transaction.open_table(META)?.insert(META_SHARD, &[index as u8][..])?;
-            transaction.commit()?;
-        } else if tables::is_old(&database.begin_read()?)? {
-            let mut transaction = database.begin_write()?;
-            transaction.set_quick_repair(true);
-            tables::upgrade(&transaction)?;
-            transaction.commit()?;
+        let is_old = !is_new && tables::is_old(&database.begin_read()?)?;
+        let transaction = database.begin_write()?;
+        match is_old {
+            true => tables::upgrade(&transaction)?,
+            false => tables::create(&transaction)?,
         }
+        {
+            let mut meta = transaction.open_table(META)?;
+            if is_new {
+                meta.insert(META_SHARD, &[index as u8][..])?;
+            }
+        }
+        transaction.commit()?;
         Ok(database)
     };
     let database = guarded(open).map_err(unusable)?;

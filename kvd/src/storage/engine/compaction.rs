@@ -169,7 +169,11 @@ impl Compacting {
 
     /// Takes in a layer that was just brought into the database.
     pub(super) fn take_in(self, store: &Inner, layer: &Layer) -> Result<Option<Self>, StoreError> {
-        let Self::Copy(mut copy, due) = self else { return Ok(Some(self)) };
+        let (mut copy, due) = match self {
+            Self::Copy(copy, due) => (copy, due),
+            // Most likely that is what is waited for.
+            Self::Checkpoint(done, _) => return Ok(Some(Self::Checkpoint(done, clock::now()))),
+        };
         match copy.take_in(layer).map_err(Obstacle::from) {
             Ok(()) => Ok(Some(Self::Copy(copy, due))),
             Err(Obstacle::Failed(error)) => Err(store.stop(&error)),
