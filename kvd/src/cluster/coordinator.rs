@@ -84,14 +84,10 @@ pub async fn merge_on(
     object: Bytes,
     deadline: Instant,
 ) -> Result<(), CallError> {
-    let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
     let body = call::Body::Merge(MergeCall { keyspace, key, object });
-    match peer.call(body, bytes, deadline).await? {
-        answer::Body::Merge(_) => Ok(()),
-        _ => Err(CallError::Lost("answered something else".into())),
-    }
+    stored_on(cluster, on, body, bytes, deadline).await
 }
 
 /// Has a fallback keep an encoded object for `home`, and waits until it is on its disk.
@@ -103,13 +99,24 @@ pub async fn hint_on(
     object: Bytes,
     deadline: Instant,
 ) -> Result<(), CallError> {
-    let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
     let home_uid = home.to_bytes().to_vec().into();
     let body = call::Body::Hint(HintCall { home_uid, keyspace, key, object });
+    stored_on(cluster, on, body, bytes, deadline).await
+}
+
+/// Sends a call that stores something, and waits until it is on disk there.
+async fn stored_on(
+    cluster: &Cluster,
+    on: Uid,
+    body: call::Body,
+    bytes: usize,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     match peer.call(body, bytes, deadline).await? {
-        answer::Body::Hint(_) => Ok(()),
+        answer::Body::Merge(_) | answer::Body::Hint(_) => Ok(()),
         _ => Err(CallError::Lost("answered something else".into())),
     }
 }
