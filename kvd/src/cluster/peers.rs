@@ -2,7 +2,7 @@
 //! in the batches they happen to come in. It reconnects by itself, and while it is broken every
 //! call fails at once: a dead peer never makes a request wait.
 
-use super::{Node, membership, witness};
+use super::{Node, membership, repair, witness};
 use crate::clock;
 use crate::dynamo::node::Uid;
 use crate::dynamo::start::Start;
@@ -200,19 +200,29 @@ impl Peer {
         self.is_usable() && !self.is_full()
     }
 
-    /// What it last said of itself, if that was lately.
-    pub fn stats(&self) -> Option<NodeStats> {
+    /// What it last said of itself and when, Unix milliseconds, if that was lately.
+    pub fn stats(&self) -> Option<(NodeStats, u64)> {
         let health = lock(&self.health);
         let (beat, at_ms) = health.beat.as_ref()?;
         let fresh = clock::now_ms().saturating_sub(*at_ms) < BEAT_GOOD_FOR.as_millis() as u64;
-        beat.stats.clone().filter(|_| fresh)
+        Some((beat.stats.clone().filter(|_| fresh)?, *at_ms))
     }
 
     fn is_full(&self) -> bool {
+        self.said(|stats| stats.disk_full)
+    }
+
+    /// Whether it lost data and is not level with its replicas yet, by its own last word.
+    pub fn is_unsynced(&self) -> bool {
+        self.said(|stats| stats.unsynced)
+    }
+
+    /// Whether it said so lately.
+    fn said(&self, what: impl FnOnce(&NodeStats) -> bool) -> bool {
         let health = lock(&self.health);
         let Some((beat, at_ms)) = &health.beat else { return false };
         let fresh = clock::now_ms().saturating_sub(*at_ms) < BEAT_GOOD_FOR.as_millis() as u64;
-        fresh && beat.stats.as_ref().is_some_and(|stats| stats.disk_full)
+        fresh && beat.stats.as_ref().is_some_and(what)
     }
 
     /// Why it is not usable, or takes no puts, in a few words.
@@ -705,6 +715,8 @@ pub fn node_stats(node: &Node) -> NodeStats {
         started_at_ms: node.started_at_ms,
         bad_records: facts.bad_records,
         hints: hint_totals(node),
+        checks: repair::checks(node),
+        unsynced: false,
         disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
     }

@@ -14,12 +14,12 @@ use crate::clock;
 use crate::dynamo::compare::{Descent, differing_keys, shared};
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::{Digest, Span};
-use crate::dynamo::node::{KeyspaceId, Uid};
+use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use proto::v1::{
-    DigestsCall, Level, NodeState, PairView, RepairCall, RepairReply, RepairRequest, RepairView,
-    TreeCall, TreeSpan, answer, call,
+    DigestsCall, Level, NodeState, PairCheck, PairView, RepairCall, RepairReply, RepairRequest,
+    RepairView, TreeCall, TreeSpan, answer, call,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -63,6 +63,8 @@ const STAND_BACK_STEP: Duration = Duration::from_millis(50);
 pub struct Repair {
     pairs: Mutex<BTreeMap<Uid, Pair>>,
     wanted: Notify,
+    /// Those it shares copies with, under the layout for which that was last worked out.
+    sharing: Mutex<Option<(LayoutId, Vec<Uid>)>>,
 }
 
 /// This node and one peer.
@@ -77,6 +79,10 @@ struct Pair {
     due: Option<Instant>,
     /// The quickest its recent round trips have been.
     quickest_us: u64,
+    /// When the last round began that left all equal.
+    matched: Option<Instant>,
+    /// Keys the last round left unlike.
+    left: u64,
 }
 
 impl Pair {
@@ -152,7 +158,7 @@ async fn one_round(
         Ok(()) if round.left > 0 => format!("{} keys still differ: {}", round.left, round.why),
         Ok(()) => String::new(),
     };
-    let (set_right, name) = (round.set_right, cluster.name_of(peer.uid));
+    let (set_right, left, name) = (round.set_right, round.left, cluster.name_of(peer.uid));
     let again = match every {
         Some(every) if !error.is_empty() => every.min(AGAIN_AFTER),
         // Not all pairs at once, and none older than the goal.
@@ -170,7 +176,9 @@ async fn one_round(
         if error.is_empty() {
             // As of its beginning: what came later was not waited for.
             pair.view.matched_at_ms = began_ms;
+            pair.matched = Some(began);
         }
+        pair.left = left;
         pair.view.error.clone_from(&error);
         pair.view.repaired_last
     });
@@ -445,11 +453,8 @@ pub async fn everywhere(node: &Arc<Node>, request: RepairRequest) -> Result<Repa
 /// The same on this node alone.
 pub fn here(node: &Node, ask: RepairCall) -> RepairView {
     let Ok(cluster) = node.cluster() else { return RepairView::default() };
-    let shares = |peer: &Uid| {
-        let mut tables = cluster.layout.tables().keys();
-        tables.any(|n| !shared(&cluster.layout, *n, node.uid, *peer).is_empty())
-    };
-    let peers = cluster.peers.values().filter(|peer| shares(&peer.uid));
+    let sharing = sharing(node, &cluster);
+    let peers = sharing.iter().filter_map(|uid| cluster.peers.get(uid));
     let pair = |peer: &Arc<Peer>| {
         let mut view = with_pair(node, peer.uid, |pair| {
             pair.wanted |= ask.start;
@@ -467,6 +472,38 @@ pub fn here(node: &Node, ask: RepairCall) -> RepairView {
         node.repair.wanted.notify_one();
     }
     RepairView { node: node.name(), pairs, error: String::new() }
+}
+
+/// How this node last compared with each that it shares copies with.
+pub fn checks(node: &Node) -> Vec<PairCheck> {
+    let Ok(cluster) = node.cluster() else { return Vec::new() };
+    let check = |uid: Uid| {
+        let (matched, left) = with_pair(node, uid, |pair| (pair.matched, pair.left));
+        PairCheck {
+            peer_uid: uid.to_bytes().to_vec().into(),
+            ever: matched.is_some(),
+            ago_ms: matched.map_or(0, |at| at.elapsed().as_millis() as u64),
+            differing: left,
+        }
+    };
+    sharing(node, &cluster).into_iter().map(check).collect()
+}
+
+/// Those this node shares copies with. Worked out once for a layout: every beat tells of them.
+fn sharing(node: &Node, cluster: &Cluster) -> Vec<Uid> {
+    let mut known = lock(&node.repair.sharing);
+    let layout = &cluster.layout;
+    if let Some((id, sharing)) = &*known
+        && *id == layout.id()
+    {
+        return sharing.clone();
+    }
+    let shares = |peer: &Uid| {
+        layout.tables().keys().any(|n| !shared(layout, *n, node.uid, *peer).is_empty())
+    };
+    let sharing: Vec<Uid> = cluster.peers.keys().copied().filter(shares).collect();
+    *known = Some((layout.id(), sharing.clone()));
+    sharing
 }
 
 fn with_pair<T>(node: &Node, peer: Uid, work: impl FnOnce(&mut Pair) -> T) -> T {

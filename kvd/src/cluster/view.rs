@@ -3,7 +3,7 @@
 use super::peers::{node_stats, version};
 use super::{Cluster, Node};
 use crate::clock;
-use crate::dynamo::lag::{self, Kept, Lag};
+use crate::dynamo::lag::{self, Check, Kept, Lag, Told};
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use crate::dynamo::node::Uid;
 use crate::dynamo::value::Codec;
@@ -162,40 +162,48 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
                 None => own_view(node, cluster, placed),
                 Some(peer) => peer_view(peer, placed),
             };
-            NodeView { lag: Some(lag_of(member.uid, &told)), ..view }
+            NodeView { lag: Some(wire_lag(lag::reckon(member.uid, &told))), ..view }
         })
         .collect()
 }
 
-/// What every member says of itself, if it was heard lately.
-fn all_told(node: &Node, cluster: &Cluster) -> Vec<(Uid, String, Option<NodeStats>)> {
+/// What every member told lately of itself and the others.
+fn all_told(node: &Node, cluster: &Cluster) -> Vec<(Uid, String, Option<Told>)> {
+    let now_ms = clock::now_ms();
     let members = cluster.layout.members().iter();
     let told = members.map(|member| {
         let stats = match cluster.peers.get(&member.uid) {
-            None => Some(node_stats(node)),
+            None => Some((node_stats(node), now_ms)),
             Some(peer) => peer.stats(),
         };
-        (member.uid, member.name.clone(), stats)
+        (member.uid, member.name.clone(), stats.map(|(stats, at_ms)| told(&stats, at_ms)))
     });
     told.collect()
 }
 
-fn lag_of(target: Uid, told: &[(Uid, String, Option<NodeStats>)]) -> v1::Lag {
-    let kept_by = |stats: &NodeStats| {
-        let mut totals = stats.hints.iter();
-        let total = totals.find(|total| total.target_uid[..] == target.to_bytes());
-        total.map_or_else(Kept::default, |total| Kept {
+/// What a node told at `at_ms`.
+fn told(stats: &NodeStats, at_ms: u64) -> Told {
+    let kept = stats.hints.iter().filter_map(|total| {
+        let kept = Kept {
             keys: total.keys,
             bytes: total.bytes,
             since_ms: total.since_ms,
             overflowed: total.overflowed,
-        })
-    };
-    let others = told.iter().filter(|(uid, ..)| *uid != target);
-    let lag =
-        lag::reckon(others.map(|(_, name, stats)| (name.clone(), stats.as_ref().map(kept_by))));
-    let Lag { since_ms, keys, bytes, more, unheard } = lag;
-    v1::Lag { since_ms, keys, bytes, more, unheard }
+        };
+        Some((Uid::from_slice(&total.target_uid)?, kept))
+    });
+    let checks = stats.checks.iter().filter_map(|check| {
+        let matched_at_ms = check.ever.then(|| at_ms.saturating_sub(check.ago_ms));
+        let uid = Uid::from_slice(&check.peer_uid)?;
+        Some((uid, Check { matched_at_ms, differing: check.differing }))
+    });
+    Told { kept: kept.collect(), checks: checks.collect() }
+}
+
+fn wire_lag(lag: Lag) -> v1::Lag {
+    let Lag { since_ms, keys, bytes, more, unheard, checked_at_ms, differing } = lag;
+    let checked_at_ms = checked_at_ms.unwrap_or(0);
+    v1::Lag { since_ms, keys, bytes, more, unheard, checked_at_ms, differing }
 }
 
 fn own_view(node: &Node, cluster: &Cluster, placed: NodeView) -> NodeView {
