@@ -84,6 +84,8 @@ fn a_directory_that_lost_its_database_is_refused() {
     let facts = "format = 1\nuid = \"0000000000000000000000000000000a\"\n\
                  incarnation = \"0000000000000000000000000000000b\"\nstarts = 4\nborn = true\n";
     fs::write(dir.path().join("identity.toml"), facts).unwrap();
+    fs::create_dir(dir.path().join("store")).unwrap();
+    fs::write(dir.path().join("store/shard-1.redb"), "").unwrap();
     let (_held, address) = free_port();
     let args = ["--listen", &address, "--data-dir", dir.path().to_str().unwrap()];
     fails(&args, 1, &["has lost store/shard-0.redb"]);

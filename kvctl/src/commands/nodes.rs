@@ -36,6 +36,8 @@ pub(crate) struct Node {
     layout: Option<String>,
     round_trip_us: Option<u64>,
     lag: Option<Lag>,
+    /// It has no vote in gets until it is level with its replicas. Null: not heard.
+    lost_data: Option<bool>,
     stats: Option<Stats>,
     stats_at: Option<String>,
 }
@@ -361,6 +363,7 @@ impl Node {
             ring: node.layout.as_ref().map(|layout| layout.depth.to_string()),
             layout: node.layout.as_ref().map(|layout| hex(&layout.id)),
             round_trip_us: (node.latency_us > 0).then_some(node.latency_us),
+            lost_data: node.stats.as_ref().map(|stats| stats.lost_data),
             lag: node.lag.as_ref().map(|lag| Lag {
                 since: some_time(lag.since_ms),
                 keys: lag.keys.to_string(),

@@ -185,15 +185,13 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
     let name = cluster.name_of(on);
     let copy = coordinator::read_copy(node, &cluster, on, &key, deadline(0)).await;
     let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
-    let records = copy.iter().flat_map(|copy| copy.siblings().values().cloned()).collect();
+    let records = copy.object.siblings().values().cloned().collect();
     let values = value::show(&key, records, deadline(0)).await?;
-    Ok(copy_reply(name, copy, values))
+    Ok(copy_reply(name, &copy.object, values))
 }
 
 /// What the caller is told; `values` are those of all the copy's siblings.
-fn copy_reply(node: String, copy: Option<Object>, values: Vec<Bytes>) -> ReadCopyReply {
-    let present = copy.is_some();
-    let copy = copy.unwrap_or_default();
+fn copy_reply(node: String, copy: &Object, values: Vec<Bytes>) -> ReadCopyReply {
     let copies = copy.siblings().iter().zip(values).map(|((dot, record), value)| Copy {
         dot: Some(coordinator::wire_dot(*dot)),
         tombstone: record.value.is_none(),
@@ -202,7 +200,7 @@ fn copy_reply(node: String, copy: Option<Object>, values: Vec<Bytes>) -> ReadCop
     });
     ReadCopyReply {
         node,
-        present,
+        present: !copy.clock().is_empty(),
         copies: copies.collect(),
         clock: copy.clock().to_string(),
         digest: Sha256::digest(copy.encode()).to_vec().into(),

@@ -321,10 +321,11 @@ fn read(node: &Node, cluster: &Cluster, ask: ReadCall) -> Result<answer::Body, F
     if ask.with_hints {
         let kept = handoff::kept_for_homes(node, cluster, &key);
         let object = kept.map(|object| object.encode().into()).unwrap_or_default();
-        return Ok(answer::Body::Read(ReadAnswer { object }));
+        return Ok(answer::Body::Read(ReadAnswer { object, no_vote: false }));
     }
     let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
-    Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default() }))
+    let no_vote = !node.vote.is_given();
+    Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default(), no_vote }))
 }
 
 async fn merge(node: &Node, ask: MergeCall) -> Result<answer::Body, Failure> {

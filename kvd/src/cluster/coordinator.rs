@@ -12,7 +12,8 @@ use crate::dynamo::object::{Object, Record};
 use crate::dynamo::version::Dot;
 use bytes::Bytes;
 use proto::v1::{
-    self, HintCall, MergeCall, ReadCall, ReplicaAnswer, Sibling, answer, call, replica_answer,
+    self, HintCall, MergeCall, ReadAnswer, ReadCall, ReplicaAnswer, Sibling, answer, call,
+    replica_answer,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,6 +29,15 @@ pub fn keyspace<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Keyspace, Fa
     })
 }
 
+/// One replica's copy of a key; an absent one is an empty object.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    /// What it holds.
+    pub object: Object,
+    /// Whether that is all it should hold: not of a node that lost data.
+    pub votes: bool,
+}
+
 /// What a node that is no replica of a key keeps of it for those who are.
 pub async fn read_hints(
     node: &Arc<Node>,
@@ -35,9 +45,10 @@ pub async fn read_hints(
     on: Uid,
     key: &Key,
     deadline: Instant,
-) -> Result<Option<Object>, CallError> {
+) -> Result<Held, CallError> {
     if on == node.uid {
-        return Ok(handoff::kept_for_homes(node, cluster, key));
+        let object = handoff::kept_for_homes(node, cluster, key).unwrap_or_default();
+        return Ok(Held { object, votes: true });
     }
     read_on(cluster, on, key, true, deadline).await
 }
@@ -49,9 +60,11 @@ pub async fn read_copy(
     on: Uid,
     key: &Key,
     deadline: Instant,
-) -> Result<Option<Object>, CallError> {
+) -> Result<Held, CallError> {
     if on == node.uid {
-        return node.store.read(key).map_err(|error| CallError::Refused(errors::storage(&error)));
+        let object = node.store.read(key);
+        let object = object.map_err(|error| CallError::Refused(errors::storage(&error)))?;
+        return Ok(Held { object: object.unwrap_or_default(), votes: node.vote.is_given() });
     }
     read_on(cluster, on, key, false, deadline).await
 }
@@ -62,15 +75,19 @@ async fn read_on(
     key: &Key,
     with_hints: bool,
     deadline: Instant,
-) -> Result<Option<Object>, CallError> {
+) -> Result<Held, CallError> {
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let keyspace = key.keyspace().0;
     let body = call::Body::Read(ReadCall { keyspace, key: key.bytes().clone(), with_hints });
     match peer.call(body, key.bytes().len(), deadline).await? {
-        answer::Body::Read(answer) if answer.object.is_empty() => Ok(None),
-        answer::Body::Read(answer) => Object::decode(answer.object)
-            .map(Some)
-            .map_err(|error| CallError::Lost(format!("sent a copy that is {error}"))),
+        answer::Body::Read(ReadAnswer { object, no_vote }) => {
+            let object = match object.is_empty() {
+                true => Ok(Object::default()),
+                false => Object::decode(object),
+            };
+            let bad = |error| CallError::Lost(format!("sent a copy that is {error}"));
+            Ok(Held { object: object.map_err(bad)?, votes: !no_vote })
+        }
         _ => Err(CallError::Lost("answered something else".into())),
     }
 }
@@ -138,13 +155,17 @@ pub async fn merge_here(node: &Node, key: &Key, object: Object) -> Result<(), Fa
     synced.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))
 }
 
-/// This node first (it costs no trip), then those that answer, quickest first, then the rest.
+/// This node first (it costs no trip), then those that answer, quickest first, then those that lost
+/// data, then the rest.
 pub fn quickest_first(node: &Node, cluster: &Cluster, homes: &[Uid]) -> Vec<Uid> {
     let mut order = homes.to_vec();
     order.sort_by_cached_key(|uid| match cluster.peers.get(uid) {
-        _ if *uid == node.uid => (0, 0),
-        // Coarsely, so that equals keep the key's own rotation and share the load.
-        Some(peer) if peer.is_usable() => (1, peer.latency_us().max(1).ilog2() / 2),
+        None if node.vote.is_given() => (0, 0),
+        Some(peer) if peer.is_usable() && !peer.has_lost_data() => {
+            // Coarsely, so that equals keep the key's own rotation and share the load.
+            (1, peer.latency_us().max(1).ilog2() / 2)
+        }
+        Some(peer) if !peer.is_usable() => (3, 0),
         _ => (2, 0),
     });
     order

@@ -1,8 +1,8 @@
 //! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
 
 use super::coordinator::{
-    admit, count_failure, keyspace, mark_silent, merge_here, merge_on, quickest_first, read_copy,
-    read_hints, sibling,
+    Held, admit, count_failure, keyspace, mark_silent, merge_here, merge_on, quickest_first,
+    read_copy, read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::peers::CallError;
@@ -11,7 +11,6 @@ use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::Uid;
-use crate::dynamo::object::Object;
 use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::read::{Read, ReadSpec, ReadStep};
@@ -95,7 +94,7 @@ async fn get_admitted(
 }
 
 enum Heard {
-    Copy(Uid, Result<Object, CallError>, Duration),
+    Copy(Uid, Result<Held, CallError>, Duration),
     Repaired(Uid, Result<(), CallError>),
 }
 
@@ -162,9 +161,15 @@ impl Get {
 
     fn feed(&mut self, heard: Heard) -> Vec<ReadStep> {
         match heard {
-            Heard::Copy(from, Ok(copy), took) => {
+            Heard::Copy(from, Ok(Held { object, votes: true }), took) => {
                 self.heard.insert(from, (took, None));
-                self.read.reply(from, copy)
+                self.read.reply(from, object)
+            }
+            Heard::Copy(from, Ok(Held { object, votes: false }), took) => {
+                let counts = self.repair_first.is_none();
+                let why = "has no vote: it lost data, and is not level with its replicas yet";
+                self.heard.insert(from, (took, (!counts).then(|| why.into())));
+                self.read.reply_without_vote(from, object)
             }
             Heard::Copy(from, Err(error), took) => {
                 self.heard.insert(from, (took, Some(error.text())));
@@ -203,7 +208,7 @@ impl Get {
                 true => read_copy(&node, &cluster, on, &key, deadline).await,
                 false => read_hints(&node, &cluster, on, &key, deadline).await,
             };
-            Heard::Copy(on, copy.map(Option::unwrap_or_default), asked.elapsed())
+            Heard::Copy(on, copy, asked.elapsed())
         })
     }
 

@@ -13,6 +13,7 @@
 //! | `scrub` | proves every record, heals what is bad |
 //! | `handoff` | gives others what was kept for them |
 //! | `repair` | compares copies with every peer's, makes them equal |
+//! | `vote` | whether this node's copies count in gets |
 //! | `tree` | this node's side of a comparison: sums, digests, fresh checkpoints |
 //! | `witness` | what peers remember of each other's starts |
 //! | `compact` | has the store give back what is free in its files |
@@ -37,6 +38,7 @@ pub mod survey;
 pub mod tree;
 pub mod value;
 pub mod view;
+pub mod vote;
 pub mod witness;
 
 use crate::clock;
@@ -82,6 +84,8 @@ pub struct Node {
     pub scrub: scrub::Scrub,
     /// What delivers what it keeps for others.
     pub handoff: handoff::Handoff,
+    /// Whether its copies count in gets.
+    pub vote: vote::Vote,
     /// Its comparing of copies with the others.
     pub repair: repair::Repair,
     /// What reads of its tree share.
@@ -123,6 +127,7 @@ impl Node {
     pub fn new(directory: Directory, address: String, store: Store) -> Arc<Self> {
         Arc::new(Self {
             uid: directory.uid(),
+            vote: vote::Vote::of(&directory),
             directory: Mutex::new(directory),
             address,
             store,

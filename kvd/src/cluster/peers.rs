@@ -119,6 +119,8 @@ pub struct Peer {
     pub address: String,
     /// The newest start of it this node remembers. Locked while a newer one is brought to disk.
     pub start: tokio::sync::Mutex<Option<Start>>,
+    /// The count of that start.
+    starts_seen: AtomicU64,
     /// It has seen no later start of this node.
     confirmed: AtomicBool,
     calls: mpsc::Sender<Outgoing>,
@@ -163,10 +165,12 @@ impl Peer {
     /// A member at `address`, and its link, to be made once the node's cluster has this member.
     pub fn new(node: &Node, uid: Uid, address: String) -> (Arc<Self>, Unlinked) {
         let (calls, waiting) = mpsc::channel(QUEUE_CALLS_MAX);
+        let start = witness::remembered(node, uid);
         let peer = Arc::new(Self {
             uid,
             address,
-            start: tokio::sync::Mutex::new(witness::remembered(node, uid)),
+            starts_seen: AtomicU64::new(start.map_or(0, |start| start.count)),
+            start: tokio::sync::Mutex::new(start),
             confirmed: AtomicBool::new(false),
             calls,
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX)),
@@ -213,8 +217,8 @@ impl Peer {
     }
 
     /// Whether it lost data and is not level with its replicas yet, by its own last word.
-    pub fn is_unsynced(&self) -> bool {
-        self.said(|stats| stats.unsynced)
+    pub fn has_lost_data(&self) -> bool {
+        self.said(|stats| stats.lost_data)
     }
 
     /// Whether it said so lately.
@@ -232,6 +236,15 @@ impl Peer {
         }
         let health = lock(&self.health);
         if health.why.is_empty() { "does not answer".into() } else { health.why.clone() }
+    }
+
+    fn starts_seen(&self) -> u64 {
+        self.starts_seen.load(Ordering::Acquire)
+    }
+
+    /// It has been started so often, at least.
+    pub fn has_started(&self, count: u64) {
+        self.starts_seen.fetch_max(count, Ordering::AcqRel);
     }
 
     /// Whether it has seen no later start of this node.
@@ -615,6 +628,11 @@ fn check_stamp(node: &Node, peer: &Peer, stamp: &Stamp) -> Result<(), String> {
         _ if stamp.uid[..] != peer.uid.to_bytes() => {
             Err(format!("at {} is another node of this cluster", peer.address))
         }
+        // What it answers from an older copy of its data counts for nothing. It is told on its own
+        // link, and goes beyond.
+        _ if stamp.start.as_ref().is_some_and(|start| start.count < peer.starts_seen()) => {
+            Err("runs on an older copy of its data directory".into())
+        }
         _ => Ok(()),
     }
 }
@@ -716,7 +734,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         bad_records: facts.bad_records,
         hints: hint_totals(node),
         checks: repair::checks(node),
-        unsynced: false,
+        lost_data: !node.vote.is_given(),
         disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
     }

@@ -114,11 +114,15 @@ async fn write_admitted(
     let request_id = request.settle_id()?;
     let checked = request.check(cluster, request_id, started)?;
     let homes = preference::homes(&checked.cluster.layout, checked.quorum.n, checked.key.token());
-    let stands_in = |checked: &Checked| {
-        let reachable = |home| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
-        checked.mode == Mode::Sloppy && !homes.iter().any(reachable)
+    let reachable = |checked: &Checked| {
+        let usable = |home| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
+        homes.iter().any(usable)
     };
-    match (homes.contains(&node.uid), may_forward) {
+    let stands_in = |checked: &Checked| checked.mode == Mode::Sloppy && !reachable(checked);
+    // A delete covers what its coordinator holds: better one that holds all.
+    let is_home =
+        homes.contains(&node.uid) && (node.vote.is_given() || !may_forward || !reachable(&checked));
+    match (is_home, may_forward) {
         (true, _) => coordinate_here(node, checked, homes).await,
         (false, true) if stands_in(&checked) => coordinate_here(node, checked, homes).await,
         (false, true) => match forward(node, &checked, &request, &homes).await {

@@ -9,7 +9,7 @@
 use super::coordinator::{merge_here, merge_on, read_copy};
 use super::errors::Failure;
 use super::peers::{CallError, Peer};
-use super::{Cluster, Node, survey, tree};
+use super::{Cluster, Node, survey, tree, vote};
 use crate::clock;
 use crate::dynamo::compare::{Descent, differing_keys, shared};
 use crate::dynamo::key::Key;
@@ -21,7 +21,7 @@ use proto::v1::{
     DigestsCall, Level, NodeState, PairCheck, PairView, RepairCall, RepairReply, RepairRequest,
     RepairView, TreeCall, TreeSpan, answer, call,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -79,17 +79,30 @@ struct Pair {
     due: Option<Instant>,
     /// The quickest its recent round trips have been.
     quickest_us: u64,
-    /// When the last round began that left all equal.
+    /// When the last round began.
+    began: Option<Instant>,
+    /// When the last began that left all equal.
     matched: Option<Instant>,
     /// Keys the last round left unlike.
     left: u64,
 }
 
 impl Pair {
-    /// Whether a round should begin with a peer that has been up since `up_since_ms`.
-    fn is_due(&self, every: Option<Duration>, up_since_ms: u64, now: Instant) -> bool {
+    /// Whether a round should begin with a peer that has been up since `up_since_ms`. A node that
+    /// lost its vote compares also where that is off.
+    fn is_due(
+        &self,
+        every: Option<Duration>,
+        withdrawn: Option<Instant>,
+        up_since_ms: u64,
+        now: Instant,
+    ) -> bool {
         let by_itself = self.followed_up_ms != up_since_ms || self.due.is_none_or(|due| due <= now);
-        self.wanted || (every.is_some() && by_itself)
+        let for_the_vote = withdrawn.is_some_and(|withdrawn| {
+            let before = |at: Option<Instant>| at.is_none_or(|at| at < withdrawn);
+            before(self.matched) && (before(self.began) || by_itself)
+        });
+        self.wanted || (every.is_some() && by_itself) || for_the_vote
     }
 
     /// Whether round trips take much longer than they can.
@@ -109,6 +122,10 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         let Ok(cluster) = node.cluster() else { continue };
+        let withdrawn = (!node.vote.is_given()).then(|| node.vote.withdrawn());
+        if let Some(at) = withdrawn {
+            vote::regain(&node, &cluster, &matched_since(&node, at)).await;
+        }
         for peer in cluster.peers.values() {
             let health = peer.health();
             let is_up = health.state == NodeState::Up && peer.is_usable();
@@ -118,7 +135,7 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
             let is_due = {
                 let mut pairs = lock(&node.repair.pairs);
                 let pair = pairs.entry(peer.uid).or_default();
-                pair.is_due(every, health.since_ms, clock::now())
+                pair.is_due(every, withdrawn, health.since_ms, clock::now())
             };
             if is_due {
                 one_round(&node, &cluster, peer, every, health.since_ms).await;
@@ -139,6 +156,7 @@ async fn one_round(
     let began_ms = clock::now_ms();
     with_pair(node, peer.uid, |pair| {
         (pair.wanted, pair.followed_up_ms) = (false, up_since_ms);
+        pair.began = Some(began);
         pair.view.running = true;
         (pair.view.started_at_ms, pair.view.repaired_last) = (began_ms, 0);
     });
@@ -165,7 +183,7 @@ async fn one_round(
         Some(every) => {
             every * 3 / 4 + every.mul_f64(clock::random_u64() as f64 / u64::MAX as f64 / 5.0)
         }
-        None => Duration::ZERO,
+        None => AGAIN_AFTER,
     };
     let repaired = with_pair(node, peer.uid, |pair| {
         pair.due = Some(began + again);
@@ -355,7 +373,7 @@ impl Round<'_> {
         let ours = read_copy(node, cluster, node.uid, key, deadline);
         let theirs = read_copy(node, cluster, peer, key, deadline);
         let (ours, theirs) = match join(ours, theirs).await {
-            (Ok(ours), Ok(theirs)) => (ours.unwrap_or_default(), theirs.unwrap_or_default()),
+            (Ok(ours), Ok(theirs)) => (ours.object, theirs.object),
             (Err(error), _) => return self.left("this node's copy", &error),
             (_, Err(error)) => return self.left("its copy", &error),
         };
@@ -474,6 +492,13 @@ pub fn here(node: &Node, ask: RepairCall) -> RepairView {
     RepairView { node: node.name(), pairs, error: String::new() }
 }
 
+/// The peers with which a round that began after `at` left all equal.
+fn matched_since(node: &Node, at: Instant) -> BTreeSet<Uid> {
+    let pairs = lock(&node.repair.pairs);
+    let matched = pairs.iter().filter(|(_, pair)| pair.matched.is_some_and(|matched| matched > at));
+    matched.map(|(uid, _)| *uid).collect()
+}
+
 /// How this node last compared with each that it shares copies with.
 pub fn checks(node: &Node) -> Vec<PairCheck> {
     let Ok(cluster) = node.cluster() else { return Vec::new() };
@@ -527,15 +552,22 @@ mod tests {
         let now = clock::now();
         let every = Some(Duration::from_secs(600));
         let never = Pair::default();
-        assert!(never.is_due(every, 7, now), "never compared");
-        assert!(!never.is_due(None, 7, now), "off");
+        assert!(never.is_due(every, None, 7, now), "never compared");
+        assert!(!never.is_due(None, None, 7, now), "off");
         let later = now + Duration::from_secs(60);
         let done = Pair { followed_up_ms: 7, due: Some(later), ..Pair::default() };
-        assert!(!done.is_due(every, 7, now));
-        assert!(done.is_due(every, 7, later));
-        assert!(done.is_due(every, 8, now), "it was down in between");
+        assert!(!done.is_due(every, None, 7, now));
+        assert!(done.is_due(every, None, 7, later));
+        assert!(done.is_due(every, None, 8, now), "it was down in between");
+        let off = |pair: &Pair, withdrawn| pair.is_due(None, Some(withdrawn), 7, later);
+        assert!(off(&done, now), "it lost its vote");
+        let tried =
+            Pair { began: Some(now), due: Some(later + Duration::from_secs(1)), ..done.clone() };
+        assert!(!off(&tried, now), "and a round has just been tried");
+        let matched = Pair { began: Some(now), matched: Some(now), ..done.clone() };
+        assert!(!off(&matched, now) && off(&matched, later), "matched before that");
         let wanted = Pair { wanted: true, ..done };
-        assert!(wanted.is_due(every, 7, now) && wanted.is_due(None, 7, now));
+        assert!(wanted.is_due(every, None, 7, now) && wanted.is_due(None, None, 7, now));
     }
 
     #[test]

@@ -91,6 +91,7 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
         entries: page.entries.into_iter().map(entry).collect(),
         through_token,
         through_key,
+        no_vote: !node.vote.is_given(),
     })
 }
 
@@ -205,6 +206,9 @@ impl Walk {
         let left = self.deadline.saturating_duration_since(clock::now());
         let until = clock::now() + left / 2;
         async move {
+            if on == node.uid && !node.vote.is_given() {
+                return (on, Err(CallError::NotSent("has no vote".into())));
+            }
             if on == node.uid {
                 let page = local_page(&node, keyspace, from, to, prefix, limit).await;
                 return (on, page.map_err(|error| CallError::Refused(errors::storage(&error))));
@@ -221,6 +225,9 @@ impl Walk {
                 prefix,
             });
             let page = match peer.call(body, 0, until).await {
+                Ok(answer::Body::Scan(ScanAnswer { no_vote: true, .. })) => {
+                    Err(CallError::Lost("has no vote".into()))
+                }
                 Ok(answer::Body::Scan(answer)) => parse_page(answer),
                 Ok(_) => Err(CallError::Lost("answered something else".into())),
                 Err(error) => Err(error),

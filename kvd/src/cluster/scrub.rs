@@ -178,9 +178,9 @@ async fn heal(node: &Arc<Node>, stored_key: &[u8]) -> bool {
     let mut joined = Object::default();
     for home in preference::homes(&cluster.layout, policy.n, key.token()) {
         if home != node.uid
-            && let Ok(Some(copy)) = read_copy(node, &cluster, home, &key, deadline(0)).await
+            && let Ok(copy) = read_copy(node, &cluster, home, &key, deadline(0)).await
         {
-            joined.merge(&copy);
+            joined.merge(&copy.object);
         }
     }
     !joined.clock().is_empty() && merge_here(node, &key, joined).await.is_ok()

@@ -30,13 +30,22 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         .filter(|n| n.state() == NodeState::Up)
         .filter_map(|n| Uid::from_slice(&n.uid))
         .collect();
+    let lost_data = |n: &&NodeView| n.stats.as_ref().is_some_and(|stats| stats.lost_data);
+    let losers: Vec<&NodeView> =
+        nodes.iter().filter(|n| n.state() == NodeState::Up).filter(lost_data).collect();
+    let voteless: BTreeSet<Uid> = losers.iter().filter_map(|n| Uid::from_slice(&n.uid)).collect();
+    let losers: Vec<String> = losers.iter().map(|n| n.name.clone()).collect();
+    let voting: BTreeSet<Uid> = up.difference(&voteless).copied().collect();
     let ours = layout_ref(layout);
     let agreed =
         nodes.iter().filter(|n| n.state() == NodeState::Up && n.layout.as_ref() == Some(&ours));
     let keyspaces: Vec<(&Keyspace, Margins)> = layout
         .keyspaces()
         .values()
-        .map(|k| (k, verdict::margins(k, &verdict::live_copies(layout, k.n, &up))))
+        .map(|k| {
+            let copies = |of| verdict::live_copies(layout, k.n, of);
+            (k, verdict::margins(k, &copies(&up), &copies(&voting)))
+        })
         .collect();
     let missing: Vec<Missing> =
         nodes.iter().filter(|n| n.state() != NodeState::Up).map(missing).collect();
@@ -47,7 +56,7 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         observed_at_ms: clock::now_ms(),
         layout_agreed: agreed.count() as u32,
         layout: Some(ours),
-        verdict: Some(wire_verdict(verdict::verdict(nodes.len(), &missing, &keyspaces))),
+        verdict: Some(wire_verdict(verdict::verdict(nodes.len(), &missing, &losers, &keyspaces))),
         live_copies: verdict::live_copies(layout, shown.n, &up).into(),
         keyspaces: keyspace_views(&keyspaces),
         nodes,

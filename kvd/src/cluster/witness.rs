@@ -44,6 +44,7 @@ pub async fn hear(
             let stored = stored.map_err(|_| errors::storage_dropped())?;
             stored.map_err(|error| errors::storage(&error))?;
             *newest = Some(told);
+            peer.has_started(told.count);
         }
         Verdict::Forgotten(count) => {
             let name = cluster.name_of(peer.uid);
@@ -83,13 +84,16 @@ pub async fn forgot(node: &Arc<Node>, who: &str, later: u64) {
     let begun = tokio::task::spawn_blocking(move || {
         let mut directory = this.directory();
         let begun = directory.forgot(later);
-        begun.map(|incarnation| this.store.live_as(incarnation))
+        begun.map(|incarnation| {
+            this.store.live_as(incarnation);
+            this.vote.withdraw();
+        })
     });
     match begun.await {
         Ok(Ok(())) => node.events.add(
             Level::Critical,
             format!(
-                "this data directory is an older copy: {who} saw start {later} of this node, this is start {told}; another incarnation begins"
+                "this data directory is an older copy: {who} saw start {later} of this node, this is start {told}; another incarnation begins, and gets do not count this node until it is level"
             ),
         ),
         Ok(Err(error)) => tracing::error!(%error, "cannot begin another incarnation"),

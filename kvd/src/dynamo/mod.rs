@@ -21,6 +21,7 @@
 //! | `context` | the opaque token a client carries from a get to a put |
 //! | `quorum` | N, R and W of one request |
 //! | `read`, `write` | one get, one put, as machines that are fed replies |
+//! | `vote` | when a node that lost data may vote again |
 //! | `merkle` | what two replicas compare to find where they differ |
 //! | `lag` | how far a replica is behind, as far as anybody knows |
 //! | `compare` | one comparison of two replicas, step by step |
@@ -46,4 +47,5 @@ pub mod start;
 pub mod value;
 pub mod verdict;
 pub mod version;
+pub mod vote;
 pub mod write;

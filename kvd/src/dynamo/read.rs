@@ -49,6 +49,8 @@ pub struct Read {
     waiting: BTreeSet<Uid>,
     copies: BTreeMap<Uid, Object>,
     failed: BTreeSet<Uid>,
+    /// Of those whose copy came, homes that have no vote.
+    voteless: BTreeSet<Uid>,
     /// Of those that failed, replicas whose copy is damaged: to be sent the join.
     damaged: BTreeSet<Uid>,
     joined: Object,
@@ -77,6 +79,7 @@ impl Read {
             waiting: BTreeSet::new(),
             copies: BTreeMap::new(),
             failed: BTreeSet::new(),
+            voteless: BTreeSet::new(),
             damaged: BTreeSet::new(),
             joined: Object::default(),
             repairing: BTreeSet::new(),
@@ -103,12 +106,25 @@ impl Read {
             Phase::Asking if self.is_met() => self.quorum_met(),
             Phase::Over => self.repair_behind(),
             Phase::RepairingFirst => self.repair_until_quorum(),
-            // Fallbacks alone made up the number, and none keeps anything.
+            // None that can tell made up the number, and none has anything.
             Phase::Asking if self.waiting.is_empty() && self.is_number_there() => {
                 self.end(ReadStep::Fail)
             }
             Phase::Asking => Vec::new(),
         }
+    }
+
+    /// The copy of a replica that has no vote came: it lost data, and what it holds is right but
+    /// may not be all. In a strict keyspace it counts for nothing. In a sloppy one it counts as a
+    /// fallback's: it is no proof that the key is absent.
+    pub fn reply_without_vote(&mut self, from: Uid, copy: Object) -> Vec<ReadStep> {
+        if self.spec.repair_first.is_some() {
+            return self.fail(from);
+        }
+        if self.waiting.contains(&from) {
+            self.voteless.insert(from);
+        }
+        self.reply(from, copy)
     }
 
     /// A replica did not answer, or said that it cannot.
@@ -244,9 +260,10 @@ impl Read {
         self.copies.len() >= usize::from(self.spec.quorum.needed)
     }
 
-    /// R answered, and if nobody has the key, a home is among those who say so.
+    /// R answered, and if nobody has the key, a home that votes is among those who say so.
     fn is_met(&self) -> bool {
-        let of_home = || self.copies.keys().any(|uid| self.spec.order.contains(uid));
+        let votes = |uid: &Uid| self.spec.order.contains(uid) && !self.voteless.contains(uid);
+        let of_home = || self.copies.keys().any(votes);
         self.is_number_there() && (!self.joined.clock().is_empty() || of_home())
     }
 

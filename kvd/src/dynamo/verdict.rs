@@ -59,36 +59,55 @@ pub fn live_copies(layout: &Layout, n: u8, up: &BTreeSet<Uid>) -> Vec<u8> {
     (0..layout.partitions()).map(live).collect()
 }
 
-/// What `keyspace` can do with these live copies.
-pub fn margins(keyspace: &Keyspace, live: &[u8]) -> Margins {
-    let count =
-        |test: &dyn Fn(u8) -> bool| live.iter().filter(|copies| test(**copies)).count() as u32;
-    let needed = keyspace.r.max(keyspace.w);
+/// What `keyspace` can do with these live copies, of which `voting` have a vote in gets.
+pub fn margins(keyspace: &Keyspace, live: &[u8], voting: &[u8]) -> Margins {
+    let readable = match keyspace.mode {
+        Mode::Strict => voting,
+        Mode::Sloppy => live,
+    };
+    let count = |copies: &[u8], fail: &dyn Fn(u8) -> bool| {
+        copies.iter().filter(|copies| fail(**copies)).count() as u32
+    };
+    let at_edge = |(live, readable): (&u8, &u8)| {
+        let (gets, puts) = (*readable == keyspace.r, *live == keyspace.w);
+        let ok = *readable >= keyspace.r && *live >= keyspace.w;
+        ok && ((gets && keyspace.r < keyspace.n) || (puts && keyspace.w < keyspace.n))
+    };
     Margins {
         partitions: live.len() as u32,
-        gets_fail: count(&|copies| copies < keyspace.r),
-        puts_fail: count(&|copies| copies < keyspace.w),
-        no_margin: count(&|copies| copies == needed && needed < keyspace.n),
+        gets_fail: count(readable, &|copies| copies < keyspace.r),
+        puts_fail: count(live, &|copies| copies < keyspace.w),
+        no_margin: live.iter().zip(readable).filter(|both| at_edge(*both)).count() as u32,
     }
 }
 
-/// Sums up members and keyspaces.
-pub fn verdict(members: usize, missing: &[Missing], keyspaces: &[(&Keyspace, Margins)]) -> Verdict {
+/// Sums up members, those `missing`, those up that `lost_data` and are not level yet, and keyspaces.
+pub fn verdict(
+    members: usize,
+    missing: &[Missing],
+    lost_data: &[String],
+    keyspaces: &[(&Keyspace, Margins)],
+) -> Verdict {
     let failing = keyspaces.iter().any(|(_, m)| m.gets_fail + m.puts_fail > 0);
-    let level = match (missing.is_empty(), failing) {
+    let level = match (missing.is_empty() && lost_data.is_empty(), failing) {
         (_, true) => Level::Critical,
         (false, false) => Level::Degraded,
         (true, false) => Level::Ok,
     };
+    let losers = match lost_data {
+        [] => None,
+        names => Some(format!("{} lost data and has no vote until it is level", names.join(", "))),
+    };
+    let up = Some(up_or_not(members, missing)).filter(|_| losers.is_none() || !missing.is_empty());
     Verdict {
         level,
-        headline: headline(members, missing),
+        headline: up.into_iter().chain(losers).collect::<Vec<_>>().join("; "),
         impact: impact(keyspaces),
-        next: next(missing),
+        next: next(missing, lost_data),
     }
 }
 
-fn headline(members: usize, missing: &[Missing]) -> String {
+fn up_or_not(members: usize, missing: &[Missing]) -> String {
     let one = |m: &Missing| match m.known {
         true => format!("{} down {}", m.name, duration(m.for_ms)),
         false => format!("{} not heard of for {}", m.name, duration(m.for_ms)),
@@ -134,9 +153,10 @@ fn quorum(keyspace: &Keyspace) -> String {
     format!("{} (N{} R{} W{}{strict})", keyspace.name, keyspace.n, keyspace.r, keyspace.w)
 }
 
-fn next(missing: &[Missing]) -> String {
+fn next(missing: &[Missing], lost_data: &[String]) -> String {
     match missing {
-        [] => String::new(),
+        [] if lost_data.is_empty() => String::new(),
+        [] => "wait, it fills from the others: kvctl repair status".into(),
         [one] => format!("restart {}, or find out why it is away: kvctl nodes show {0}", one.name),
         many => {
             let names: Vec<&str> = many.iter().map(|m| m.name.as_str()).collect();
@@ -183,8 +203,8 @@ mod tests {
     #[test]
     fn a_healthy_cluster_has_nothing_to_do() {
         let default = keyspace("default", 2, 2);
-        let margins = margins(&default, &[3; 256]);
-        let verdict = verdict(3, &[], &[(&default, margins)]);
+        let margins = margins(&default, &[3; 256], &[3; 256]);
+        let verdict = verdict(3, &[], &[], &[(&default, margins)]);
         assert_eq!(verdict.level, Level::Ok);
         assert_eq!(verdict.headline, "all 3 nodes up");
         assert_eq!(verdict.impact, "reads ok, writes ok");
@@ -194,8 +214,8 @@ mod tests {
     #[test]
     fn one_node_down_costs_margin() {
         let default = keyspace("default", 2, 2);
-        let margins = margins(&default, &[3, 2, 2, 3]);
-        let verdict = verdict(5, &[missing("n2", 192_000)], &[(&default, margins)]);
+        let margins = margins(&default, &[3, 2, 2, 3], &[3, 2, 2, 3]);
+        let verdict = verdict(5, &[missing("n2", 192_000)], &[], &[(&default, margins)]);
         assert_eq!(verdict.level, Level::Degraded);
         assert_eq!(verdict.headline, "n2 down 3m12s");
         let impact = "reads ok, writes ok; default (N3 R2 W2) has 2/4 partitions with margin 0";
@@ -205,13 +225,26 @@ mod tests {
     #[test]
     fn a_keyspace_below_its_quorum_is_critical() {
         let billing = keyspace("billing", 2, 3);
-        let margins = margins(&billing, &[3, 2]);
+        let margins = margins(&billing, &[3, 2], &[3, 2]);
         let verdict =
-            verdict(3, &[missing("n2", 500), missing("n3", 61_000)], &[(&billing, margins)]);
+            verdict(3, &[missing("n2", 500), missing("n3", 61_000)], &[], &[(&billing, margins)]);
         assert_eq!(verdict.level, Level::Critical);
         assert_eq!(verdict.headline, "n2 down 500ms and n3 down 1m01s");
         assert!(verdict.impact.contains("billing (N3 R2 W3) fails puts in 1/2 partitions"));
         assert!(verdict.next.contains("bring back n2, n3"));
+    }
+
+    #[test]
+    fn a_node_that_lost_data_counts_in_puts_and_not_in_strict_gets() {
+        let sloppy = keyspace("default", 2, 2);
+        let strict = Keyspace { mode: Mode::Strict, ..keyspace("billing", 2, 2) };
+        let [sloppy_can, strict_can] = [&sloppy, &strict].map(|it| margins(it, &[3, 2], &[2, 1]));
+        assert_eq!((sloppy_can.gets_fail, sloppy_can.puts_fail, sloppy_can.no_margin), (0, 0, 1));
+        assert_eq!((strict_can.gets_fail, strict_can.puts_fail, strict_can.no_margin), (1, 0, 1));
+        let lost = ["n2".to_owned()];
+        let verdict = verdict(3, &[], &lost, &[(&sloppy, sloppy_can)]);
+        assert_eq!(verdict.level, Level::Degraded);
+        assert_eq!(verdict.headline, "n2 lost data and has no vote until it is level");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::identity::{Directory, DirectoryError};
 use super::recent::{Layer, Recent};
 use super::reserve::{self, Reserve};
 use super::shards::{self, DatabaseError, ShardError, Shards};
-use super::wal::{Log, Space};
+use super::wal::{self, Log, Space};
 use super::{StoreError, record};
 use crate::clock;
 use crate::dynamo::clock::{Counter, HybridClock};
@@ -83,7 +83,6 @@ struct Inner {
     shards: Shards,
     recent: RwLock<Recent>,
     options: StoreOptions,
-    uid: [u8; 16],
     /// How much is kept for other nodes. Changed by the writer alone.
     hints: Mutex<BTreeMap<Uid, HintTotals>>,
     /// Under which the writer names writes; changes when the last one is resumed or denied.
@@ -216,6 +215,13 @@ impl Store {
         let place = disk.place();
         let in_words = |error| OpenError::of_database(&place, &error);
         let refused = |error: io::Error| OpenError::Refused(place.clone(), error.to_string());
+        let is_ours = |name: &String| shards::is_one(name) || wal::is_segment(name);
+        if !directory.is_new() && !disk.list().map_err(refused)?.iter().any(is_ours) {
+            tracing::error!(
+                "the store is empty though this node had one: it fills from its replicas"
+            );
+            directory.wiped()?;
+        }
         let reserve = Reserve::open(Arc::clone(&disk), options.write_buffer_bytes);
         let reserve = reserve.map_err(refused)?;
         reserve.make_way(0).map_err(refused)?;
@@ -226,8 +232,9 @@ impl Store {
         if let Some(inside) = signs.uids.iter().flatten().find(|inside| **inside != uid) {
             return Err(OpenError::mixed(directory, *inside));
         }
-        directory.begin_life(signs.stop_mark)?;
-        shards.sign(uid, None).map_err(in_words)?;
+        let life = directory.begin_life(signs.stop_mark, &signs.lives)?;
+        shards.begin_life(uid, life).map_err(in_words)?;
+        directory.life_begun(life)?;
 
         let mut layer = Layer::default();
         // Everything up to the least is in every file; of what is between, some files hold newer
@@ -235,6 +242,9 @@ impl Store {
         let applied = signs.applied.iter().copied().min().unwrap_or(0);
         let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
         let (mut log, replayed) = log.map_err(refused)?;
+        if !replayed.damage.is_empty() {
+            directory.lost_data()?; // before the log, which shows it, is given up
+        }
         reserve.make_way(reserve::checkpoint_bytes(layer.bytes())).map_err(refused)?;
         bring_back(&shards, &mut log, &layer).map_err(in_words)?;
         reserve.tend().map_err(refused)?;
@@ -269,7 +279,6 @@ impl Store {
             shards,
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
-            uid: directory.uid().to_bytes(),
             hints: Mutex::new(hints),
             incarnation: RwLock::new(directory.incarnation()),
             jobs: Mutex::new(Some(jobs)),
@@ -491,7 +500,7 @@ impl Store {
         self.working().ok()?;
         self.inner.make_way(0).ok()?;
         let mark = clock::random_u128();
-        let left = self.inner.shards.sign(self.inner.uid, Some(mark));
+        let left = self.inner.shards.end_life(mark);
         left.map_err(|error| self.inner.stop(&error)).ok()?;
         Some(mark)
     }

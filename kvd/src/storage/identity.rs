@@ -9,17 +9,24 @@
 //! and may resume the incarnation. It begins one of its own all the same, and resumes the last only
 //! when the other members have confirmed that no later start was seen ([`crate::dynamo::start`]):
 //! that the whole directory is no older copy, it cannot know.
+//!
+//! Every start also leaves a new random number in both places, the life. A database that names
+//! another than the last was put back from an older copy, or this file was: acknowledged writes may
+//! be missing. So they may where the log is damaged, the database is gone, or peers saw later starts.
+//! The directory then remembers that it lost data until the node is level with its replicas
+//! ([`crate::dynamo::vote`]).
 
 use crate::clock;
 use crate::dynamo::node::{Incarnation, Uid};
 use crate::dynamo::start::Start;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Version of the directory's layout.
-pub const FORMAT: u32 = 1;
+/// Version of the directory's layout. Version 1 has no lives, and is read.
+pub const FORMAT: u32 = 2;
 
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "identity.toml";
@@ -53,12 +60,12 @@ pub enum DirectoryError {
     },
     /// A file of the database is gone, or is empty.
     #[error(
-        "data directory {0} has lost {STORE_DIR}/{1}: {IDENTITY_FILE} is there, that file is missing or empty; restore it, or remove the directory and let this node join as a new one"
+        "data directory {0} has lost {STORE_DIR}/{1}: {IDENTITY_FILE} is there, that file is missing or empty; restore it, or empty {STORE_DIR}/ to start with nothing: the node then fills from its replicas before it votes"
     )]
     DatabaseMissing(PathBuf, String),
     /// Made by a newer kvd.
     #[error(
-        "data directory {path} has format {found}, this kvd reads format {FORMAT}; use the kvd that wrote it"
+        "data directory {path} has format {found}, this kvd reads formats 1 to {FORMAT}; use the kvd that wrote it"
     )]
     Format {
         /// The directory.
@@ -94,6 +101,13 @@ struct Facts {
     stop_mark: Option<String>,
     /// The database exists. False only until the very first start got that far.
     born: bool,
+    /// Lives of which the database may name any: the last start's, and while one is being written
+    /// into its files, what they named before. Empty if an older kvd was the last to start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    lives: Vec<String>,
+    /// Acknowledged writes may be missing here, and have not come back from replicas yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lost_data: bool,
 }
 
 /// A locked directory and who lives in it.
@@ -142,19 +156,67 @@ impl Directory {
         Ok(directory)
     }
 
-    /// Begins a life. If the last one ended cleanly, which `mark_inside`, what the database says that
-    /// stop left, tells, it may be resumed.
-    pub fn begin_life(&mut self, mark_inside: Option<u128>) -> Result<(), DirectoryError> {
+    /// Begins a life on a database that names these `lives`, one in each of its files. If the last
+    /// one ended cleanly, which `mark_inside`, what the database says that stop left, tells, its
+    /// incarnation may be resumed. Returns the number to be written into every file; then
+    /// [`Directory::life_begun`].
+    pub fn begin_life(
+        &mut self,
+        mark_inside: Option<u128>,
+        lives: &[Option<u128>],
+    ) -> Result<u128, DirectoryError> {
         let mark_outside = self.facts.stop_mark.take();
         let mark_outside = mark_outside.and_then(|mark| u128::from_str_radix(&mark, 16).ok());
         let ended_cleanly = mark_outside.is_some() && mark_outside == mark_inside;
         self.resumable = Some(self.incarnation).filter(|_| ended_cleanly);
+        let known = |life: &Option<u128>| {
+            life.is_some_and(|life| self.facts.lives.contains(&format!("{life:032x}")))
+        };
         if self.facts.born {
+            self.facts.lost_data |= !self.facts.lives.is_empty() && !lives.iter().all(known);
             self.begin();
         }
+        let life = clock::random_u128();
+        // Killed before it is in every file, the next start finds some of these.
+        let may_be_found = lives.iter().flatten().chain([&life]);
+        let may_be_found: BTreeSet<String> =
+            may_be_found.map(|life| format!("{life:032x}")).collect();
+        self.facts.lives = may_be_found.into_iter().collect();
         self.facts.born = true;
         self.facts.starts += 1;
+        self.write_facts()?;
+        Ok(life)
+    }
+
+    /// The database names `life` in every file: one that names an earlier is from now on an older
+    /// copy.
+    pub fn life_begun(&mut self, life: u128) -> Result<(), DirectoryError> {
+        self.facts.lives = vec![format!("{life:032x}")];
         self.write_facts()
+    }
+
+    /// The database is gone, all of it: this start makes a new one, and another incarnation.
+    pub fn wiped(&mut self) -> Result<(), DirectoryError> {
+        self.begin();
+        self.facts.born = false;
+        self.lost_data()
+    }
+
+    /// Acknowledged writes may be missing. Remembered until [`Directory::is_level`].
+    pub fn lost_data(&mut self) -> Result<(), DirectoryError> {
+        self.facts.lost_data = true;
+        self.write_facts()
+    }
+
+    /// All that may have been missing has come back from replicas.
+    pub fn is_level(&mut self) -> Result<(), DirectoryError> {
+        self.facts.lost_data = false;
+        self.write_facts()
+    }
+
+    /// Whether acknowledged writes may be missing.
+    pub fn has_lost_data(&self) -> bool {
+        self.facts.lost_data
     }
 
     /// Every other member has confirmed that it saw no later start: goes on with the last life, if
@@ -170,7 +232,7 @@ impl Directory {
         self.resumable = None;
         self.begin();
         self.facts.starts = self.facts.starts.max(later) + 1;
-        self.write_facts()?;
+        self.lost_data()?;
         Ok(self.incarnation)
     }
 
@@ -253,10 +315,10 @@ fn read_facts(path: &Path) -> Result<Option<Facts>, DirectoryError> {
     };
     let facts: Facts = toml::from_str(&text)
         .map_err(|error| DirectoryError::Damaged(file, error.message().to_owned()))?;
-    if facts.format != FORMAT {
-        return Err(DirectoryError::Format { path: path.to_owned(), found: facts.format });
+    match facts.format {
+        1..=FORMAT => Ok(Some(Facts { format: FORMAT, ..facts })),
+        found => Err(DirectoryError::Format { path: path.to_owned(), found }),
     }
-    Ok(Some(facts))
 }
 
 fn new_facts(path: &Path) -> Result<Facts, DirectoryError> {
@@ -274,6 +336,8 @@ fn new_facts(path: &Path) -> Result<Facts, DirectoryError> {
         starts: 0,
         stop_mark: None,
         born: false,
+        lives: Vec::new(),
+        lost_data: false,
     })
 }
 
@@ -296,8 +360,52 @@ mod tests {
     /// Starts on a database that says it was left with `mark`.
     fn start(path: &Path, mark: Option<u128>) -> Directory {
         let mut directory = Directory::open(path).unwrap();
-        directory.begin_life(mark).unwrap();
+        let lives = directory.facts.lives.clone();
+        let lives = lives.iter().map(|life| u128::from_str_radix(life, 16).ok());
+        let life = directory.begin_life(mark, &lives.collect::<Vec<_>>()).unwrap();
+        directory.life_begun(life).unwrap();
         directory
+    }
+
+    #[test]
+    fn a_database_that_names_an_older_life_has_lost_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Directory::open(dir.path()).unwrap();
+        let first = open().begin_life(None, &[None, None]).unwrap();
+        open().life_begun(first).unwrap();
+        // Killed while the second was being written into the files: nothing is lost.
+        let second = open().begin_life(None, &[Some(first), Some(first)]).unwrap();
+        let mut third = open();
+        let life = third.begin_life(None, &[Some(second), Some(first)]).unwrap();
+        assert!(!third.has_lost_data());
+        third.life_begun(life).unwrap();
+        drop(third);
+        for older in [Some(second), None] {
+            let mut directory = open();
+            let next = directory.begin_life(None, &[Some(life), older]).unwrap();
+            assert!(directory.has_lost_data(), "a file names {older:?}");
+            directory.life_begun(next).unwrap();
+            drop(directory);
+            assert!(open().has_lost_data(), "until it is level");
+            open().is_level().unwrap();
+            open().life_begun(life).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wiped_node_stays_who_it_is_and_begins_another_incarnation() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = start(dir.path(), None);
+        let (uid, incarnation) = (first.uid(), first.incarnation());
+        drop(first);
+        let mut wiped = Directory::open(dir.path()).unwrap();
+        wiped.wiped().unwrap();
+        assert!(wiped.is_new(), "also for a start after one that was killed here");
+        let begun = wiped.incarnation();
+        wiped.begin_life(None, &[None]).unwrap();
+        assert_eq!((wiped.uid(), wiped.start().count), (uid, 2));
+        assert!(wiped.incarnation() == begun && begun != incarnation && wiped.has_lost_data());
+        assert_eq!(wiped.resume(), None);
     }
 
     #[test]
@@ -351,23 +459,32 @@ mod tests {
         assert_eq!(start(dir.path(), Some(8)).start().count, 11, "it is remembered");
     }
 
-    /// A sample as those of `kvd/tests/formats.rs`: never changed.
+    /// Samples as those of `kvd/tests/formats.rs`: never changed.
     #[test]
-    fn an_identity_of_format_1_is_read_and_written() {
-        let sample = include_str!("../../tests/formats/identity-v1.toml");
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(IDENTITY_FILE), sample).unwrap();
+    fn an_identity_of_every_format_is_read_and_written_as_the_newest() {
         let facts = Facts {
-            format: 1,
+            format: FORMAT,
             uid: "82f5894678cbc30cc23f7bb21190e9be".into(),
             incarnation: "36ad8ed443a323ce5aed81514b54f986".into(),
             starts: 2,
             stop_mark: Some("5b0e3a1d7c42f986e2f1a90b8d37c614".into()),
             born: true,
+            lives: Vec::new(),
+            lost_data: false,
         };
-        assert_eq!(read_facts(dir.path()).unwrap(), Some(facts));
-        Directory::open(dir.path()).unwrap().write_facts().unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join(IDENTITY_FILE)).unwrap(), sample);
+        let lives = vec!["07f2c1b4e95d4a60b1c88e3f5a9d2604".into()];
+        let newer = Facts { lives, lost_data: true, ..facts.clone() };
+        let v1 = include_str!("../../tests/formats/identity-v1.toml");
+        let v2 = include_str!("../../tests/formats/identity-v2.toml");
+        for (sample, facts) in [(v1, &facts), (v2, &newer)] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(IDENTITY_FILE);
+            fs::write(&file, sample).unwrap();
+            assert_eq!(read_facts(dir.path()).unwrap().as_ref(), Some(facts));
+            Directory::open(dir.path()).unwrap().write_facts().unwrap();
+            let written = fs::read_to_string(&file).unwrap();
+            assert_eq!(written, sample.replace("format = 1", "format = 2"));
+        }
     }
 
     #[test]
@@ -390,11 +507,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         drop(start(dir.path(), None));
         let file = dir.path().join(IDENTITY_FILE);
-        let newer = fs::read_to_string(&file).unwrap().replace("format = 1", "format = 2");
+        let newer = fs::read_to_string(&file).unwrap().replace("format = 2", "format = 3");
         fs::write(&file, newer).unwrap();
         assert!(matches!(
             Directory::open(dir.path()),
-            Err(DirectoryError::Format { found: 2, .. })
+            Err(DirectoryError::Format { found: 3, .. })
         ));
         fs::write(&file, "nonsense").unwrap();
         assert!(matches!(Directory::open(dir.path()), Err(DirectoryError::Damaged(..))));

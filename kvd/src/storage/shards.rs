@@ -38,6 +38,7 @@ const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const META_UID: &str = "uid";
 const META_SHARD: &str = "shard";
 const META_STOP_MARK: &str = "stop_mark";
+const META_LIFE: &str = "life";
 const META_APPLIED: &str = "log_applied";
 
 /// An error of the database, in words.
@@ -70,6 +71,8 @@ pub struct Signs {
     pub stop_mark: Option<u128>,
     /// Up to which segment of the log each has everything.
     pub applied: Vec<u64>,
+    /// Which start last wrote its number into each.
+    pub lives: Vec<Option<u128>>,
 }
 
 /// Why a file cannot be opened.
@@ -122,32 +125,47 @@ impl Shards {
     pub fn signs(&self) -> Result<Signs, DatabaseError> {
         guarded(|| {
             let (mut uids, mut marks, mut applied) = (Vec::new(), Vec::new(), Vec::new());
+            let mut lives = Vec::new();
             for database in self.all() {
                 let meta = database.begin_read()?.open_table(META)?;
                 uids.push(array(&meta, META_UID)?);
                 marks.push(array(&meta, META_STOP_MARK)?.map(u128::from_be_bytes));
                 applied.push(array(&meta, META_APPLIED)?.map_or(0, u64::from_be_bytes));
+                lives.push(array(&meta, META_LIFE)?.map(u128::from_be_bytes));
             }
             let stop_mark = marks[0].filter(|mark| marks.iter().all(|other| *other == Some(*mark)));
-            Ok(Signs { uids, stop_mark, applied })
+            Ok(Signs { uids, stop_mark, applied, lives })
         })
     }
 
-    /// Writes the node's uid into every file, and takes away the last stop's mark or leaves a new
-    /// one.
-    pub fn sign(&self, uid: [u8; 16], stop_mark: Option<u128>) -> Result<(), DatabaseError> {
+    /// Writes into every file whose it is and which life begins, and takes away the last stop's
+    /// mark.
+    pub fn begin_life(&self, uid: [u8; 16], life: u128) -> Result<(), DatabaseError> {
+        self.sign(|meta| {
+            meta.insert(META_UID, &uid[..])?;
+            meta.insert(META_LIFE, &life.to_be_bytes()[..])?;
+            meta.remove(META_STOP_MARK)?;
+            Ok(())
+        })
+    }
+
+    /// Leaves the mark of a clean stop in every file.
+    pub fn end_life(&self, stop_mark: u128) -> Result<(), DatabaseError> {
+        self.sign(|meta| {
+            meta.insert(META_STOP_MARK, &stop_mark.to_be_bytes()[..])?;
+            Ok(())
+        })
+    }
+
+    fn sign(
+        &self,
+        write: impl Fn(&mut Table<'_, &str, &[u8]>) -> Result<(), DatabaseError>,
+    ) -> Result<(), DatabaseError> {
         guarded(|| {
             for database in self.all() {
                 let mut transaction = database.begin_write()?;
                 transaction.set_quick_repair(true);
-                {
-                    let mut meta = transaction.open_table(META)?;
-                    meta.insert(META_UID, &uid[..])?;
-                    match stop_mark {
-                        Some(mark) => meta.insert(META_STOP_MARK, &mark.to_be_bytes()[..])?,
-                        None => meta.remove(META_STOP_MARK)?,
-                    };
-                }
+                write(&mut transaction.open_table(META)?)?;
                 transaction.commit()?;
             }
             Ok(())
@@ -398,6 +416,11 @@ fn shard_of(space: Space, key: &[u8]) -> usize {
 /// Name of the file of a part of the ring.
 pub fn shard_name(index: usize) -> String {
     format!("shard-{index}.redb")
+}
+
+/// Whether a file is one of the database's, by its name.
+pub fn is_one(name: &str) -> bool {
+    (0..SHARDS).any(|index| name == shard_name(index))
 }
 
 fn open_shard(

@@ -342,6 +342,11 @@ impl Spares {
     }
 }
 
+/// Whether a file is one of the log's, by its name.
+pub fn is_segment(name: &str) -> bool {
+    name.starts_with("log-")
+}
+
 fn segment_name(number: u64) -> String {
     format!("log-{number:020}")
 }

@@ -1,0 +1,129 @@
+//! Nodes that lost data, and count in no get until they are level: real clusters.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::Value;
+use std::path::Path;
+use tests::eventually;
+use tests::process::{Cluster, ok, run, text};
+
+const KEYS: usize = 40;
+
+/// Three nodes, a strict keyspace, and keys in it whose newest value is on n1 and n2 alone. n1 and
+/// n3 are down.
+fn written_to_two() -> Cluster {
+    // Nothing but the vote makes n2 compare.
+    let mut cluster = Cluster::start_with(3, |node| {
+        node.env = vec![("KVD_REPAIR_EVERY", "off".into())];
+    });
+    ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+    put_all(&cluster, "old");
+    cluster.nodes[2].kill();
+    put_all(&cluster, "new");
+    cluster.nodes[0].kill();
+    cluster
+}
+
+fn put_all(cluster: &Cluster, value: &str) {
+    for i in 0..KEYS {
+        ok(cluster.kvctl_via(1, &["put", "-k", "strict", &format!("k{i}"), value]));
+    }
+}
+
+fn get(cluster: &Cluster, i: usize) -> (Option<i32>, Vec<u8>) {
+    let get = ["get", "-k", "strict", &format!("k{i}"), "--timeout", "2s"];
+    let got = run(cluster.kvctl_via(1, &get));
+    (got.status.code(), got.stdout)
+}
+
+/// Starts n2 on what is left of its data, with n3, which missed the newest values: no get may show
+/// an older one or none. Then n1, which has them, returns.
+fn no_get_forgets(cluster: &mut Cluster) {
+    cluster.nodes[2].start();
+    cluster.nodes[1].start();
+    cluster.wait_until_up(1, &["n2", "n3"]);
+    for i in 0..KEYS {
+        let (code, shown) = get(cluster, i);
+        assert!(code == Some(5) || shown == b"new", "k{i}: {code:?} {}", text(&shown));
+    }
+    let status = text(&ok(cluster.kvctl_via(1, &["status"])));
+    assert!(status.contains("n2 lost data and has no vote until it is level"), "{status}");
+
+    cluster.nodes[0].start();
+    eventually("n2 to vote again", || {
+        let shown = run(cluster.kvctl_via(2, &["nodes", "show", "n2", "-o", "json"]));
+        let shown: Value = serde_json::from_slice(&shown.stdout).ok()?;
+        (shown["data"]["lost_data"] == false).then_some(())
+    });
+    // Without n1, n2 holds what it had lost.
+    cluster.nodes[0].kill();
+    for i in 0..KEYS {
+        eventually("a get through n2 and n3", || (get(cluster, i).0 == Some(0)).then_some(()));
+        assert_eq!(get(cluster, i), (Some(0), b"new".to_vec()), "k{i}");
+    }
+    let log = cluster.nodes[1].log();
+    assert!(log.contains("gets count this node again"), "{log}");
+}
+
+#[test]
+fn a_wiped_node_has_no_vote_until_it_is_level() {
+    let mut cluster = written_to_two();
+    assert!(cluster.nodes[1].stop().success());
+    std::fs::remove_dir_all(cluster.nodes[1].data_dir.join("store")).unwrap();
+    no_get_forgets(&mut cluster);
+}
+
+#[test]
+fn a_node_on_an_older_database_has_no_vote_until_it_is_level() {
+    let mut cluster = Cluster::start_with(3, |node| {
+        node.env = vec![("KVD_REPAIR_EVERY", "off".into())];
+    });
+    ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+    put_all(&cluster, "old");
+    let store = cluster.nodes[1].data_dir.join("store");
+    let backup = tempfile::tempdir().unwrap();
+    assert!(cluster.nodes[1].stop().success());
+    copy_files(&store, backup.path());
+    cluster.nodes[1].start();
+    cluster.wait_until_up(1, &["n1", "n2", "n3"]);
+    cluster.nodes[2].kill();
+    put_all(&cluster, "new");
+    cluster.nodes[0].kill();
+    // Not the whole directory: its peers could tell nothing from how often it was started.
+    cluster.nodes[1].kill();
+    std::fs::remove_dir_all(&store).unwrap();
+    copy_files(backup.path(), &store);
+    no_get_forgets(&mut cluster);
+}
+
+#[test]
+fn a_node_whose_log_is_damaged_has_no_vote_until_it_is_level() {
+    let mut cluster = written_to_two();
+    cluster.nodes[1].kill();
+    let store = cluster.nodes[1].data_dir.join("store");
+    let mut damaged = 0;
+    for entry in std::fs::read_dir(&store).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_string_lossy().starts_with("log-") {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        // Every group with a new value but the last: that one would be taken for a torn tail.
+        let new: Vec<usize> =
+            bytes.windows(3).enumerate().filter(|(_, it)| it == b"new").map(|(at, _)| at).collect();
+        for at in new.iter().rev().skip(1) {
+            bytes[*at] ^= 1;
+            damaged += 1;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(damaged > KEYS / 2, "the values are in the log: {damaged}");
+    no_get_forgets(&mut cluster);
+}
+
+fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
