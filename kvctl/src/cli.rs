@@ -109,6 +109,9 @@ pub(crate) enum Command {
     /// Compare the nodes' copies, and make equal what differs
     #[command(subcommand)]
     Repair(Repair),
+    /// See what is left of deleted keys, and why
+    #[command(subcommand)]
+    Gc(Gc),
     /// Make a cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -545,6 +548,24 @@ pub(crate) enum Compact {
     #[command(after_help = "Examples:\n  kvctl compact status\n  kvctl compact status -o json")]
     Status {
         /// Only on this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Gc {
+    /// Have every node, or one, look now for tombstones that may go
+    #[command(after_help = "Examples:\n  kvctl gc run\n  kvctl gc run --node n2")]
+    Run {
+        /// Only this node
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+    },
+    /// Say how many tombstones there are, and why; exit 11 if nothing can go now
+    #[command(after_help = "Examples:\n  kvctl gc status\n  kvctl gc status -o json")]
+    Status {
+        /// Only this node
         #[arg(long, value_name = "NODE")]
         node: Option<String>,
     },

@@ -890,6 +890,10 @@ impl Admin for Fake {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn gc(&self, _: Request<GcRequest>) -> Result<Response<GcReply>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
     async fn repair(
         &self,
         request: Request<RepairRequest>,

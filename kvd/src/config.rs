@@ -17,6 +17,9 @@ use std::time::Duration;
 /// How often copies are compared, unless configured: so old may the last match of two nodes be.
 const REPAIR_EVERY: Option<Duration> = Some(Duration::from_secs(600));
 
+/// See `--gc-after`.
+pub const GC_AFTER: Duration = Duration::from_secs(600);
+
 /// Runs one node of a kvd cluster.
 ///
 /// A new node is blank and waits to be given a cluster: see `kvctl cluster init`.
@@ -101,6 +104,11 @@ pub struct Flags {
     /// or off. Default: 10m.
     #[arg(long, env = "KVD_REPAIR_EVERY", value_name = "TIME")]
     pub repair_every: Option<Cycle>,
+    /// How long every home must have held a tombstone, and nobody kept a hint for its key, before it
+    /// is taken away: 10m, 1d, or off. Less than 2m is for tests: a request under way could bring
+    /// back what was deleted. Default: 10m.
+    #[arg(long, env = "KVD_GC_AFTER", value_name = "TIME")]
+    pub gc_after: Option<Cycle>,
     /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
     #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -134,6 +142,7 @@ struct File {
     #[serde(default, deserialize_with = "scrub_mib_per_second")]
     scrub_mib_per_second: Option<u32>,
     repair_every: Option<Cycle>,
+    gc_after: Option<Cycle>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -159,6 +168,8 @@ pub struct Config {
     pub scrub: Pace,
     /// How often copies are compared with each other node's; `None`: never.
     pub repair_every: Option<Duration>,
+    /// How long every home must have held a tombstone before it is taken away; `None`: never.
+    pub gc_after: Option<Duration>,
     /// What to log.
     pub log: String,
     /// How.
@@ -216,6 +227,7 @@ impl Config {
                     * 1024,
             },
             repair_every: flags.repair_every.or(file.repair_every).map_or(REPAIR_EVERY, |it| it.0),
+            gc_after: flags.gc_after.or(file.gc_after).map_or(Some(GC_AFTER), |it| it.0),
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             stop_with_stdin: flags.stop_with_stdin,

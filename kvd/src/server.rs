@@ -1,7 +1,7 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
-use crate::cluster::{Node, compact, handoff, membership, repair, room, scrub};
+use crate::cluster::{Node, compact, gc, handoff, membership, repair, room, scrub};
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
@@ -78,6 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     node.spawn(scrub::run(Arc::clone(&node), config.scrub));
     node.spawn(repair::run(Arc::clone(&node), config.repair_every));
+    node.spawn(gc::run(Arc::clone(&node), config.gc_after));
     node.spawn(compact::watch(Arc::clone(&node)));
     node.spawn(handoff::run(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));

@@ -12,9 +12,7 @@ const KEYS: usize = 40;
 /// n3 are down.
 fn written_to_two() -> Cluster {
     // Nothing but the vote makes n2 compare.
-    let mut cluster = Cluster::start_with(3, |node| {
-        node.env = vec![("KVD_REPAIR_EVERY", "off".into())];
-    });
+    let mut cluster = all_off();
     ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
     put_all(&cluster, "old");
     cluster.nodes[2].kill();
@@ -74,9 +72,7 @@ fn a_wiped_node_has_no_vote_until_it_is_level() {
 
 #[test]
 fn a_node_on_an_older_database_has_no_vote_until_it_is_level() {
-    let mut cluster = Cluster::start_with(3, |node| {
-        node.env = vec![("KVD_REPAIR_EVERY", "off".into())];
-    });
+    let mut cluster = all_off();
     ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
     put_all(&cluster, "old");
     let store = cluster.nodes[1].data_dir.join("store");
@@ -118,6 +114,81 @@ fn a_node_whose_log_is_damaged_has_no_vote_until_it_is_level() {
     }
     assert!(damaged > KEYS / 2, "the values are in the log: {damaged}");
     no_get_forgets(&mut cluster);
+}
+
+/// Wipes n2, and leaves it up alone: its cluster was given to it again, and nothing of `k` is back.
+fn wiped_and_alone(cluster: &mut Cluster) {
+    for node in [0, 2] {
+        assert!(cluster.nodes[node].stop().success());
+    }
+    // It is filled within a second or so. If n1 was not gone by then, once more.
+    eventually("n2 to have its cluster and no data", || {
+        cluster.nodes[1].kill();
+        std::fs::remove_dir_all(cluster.nodes[1].data_dir.join("store")).unwrap();
+        cluster.nodes[1].start();
+        cluster.nodes[0].start();
+        eventually("n2 to be given its cluster", || {
+            run(cluster.kvctl_via(1, &["ring", "show"])).status.success().then_some(())
+        });
+        cluster.nodes[0].kill();
+        (!cluster.copy(1, "n2", b"k").present).then_some(())
+    });
+}
+
+/// Puts through n2 once it sees that the others are gone.
+fn put_alone(cluster: &Cluster, value: &str) {
+    eventually("n2 to take a write alone", || {
+        let put = ["put", "k", value, "--blind", "--w", "1"];
+        run(cluster.kvctl_via(1, &put)).status.success().then_some(())
+    });
+    assert!(cluster.copy(1, "n2", b"k").present);
+}
+
+fn all_back(cluster: &mut Cluster) {
+    cluster.nodes[0].start();
+    cluster.nodes[2].start();
+    (0..3).for_each(|via| cluster.wait_until_up(via, &["n1", "n2", "n3"]));
+}
+
+fn all_off() -> Cluster {
+    Cluster::start_with(3, |node| node.env = vec![("KVD_REPAIR_EVERY", "off".into())])
+}
+
+/// riak_kv#679: a coordinator that lost its copy names a write as it named one before, which then
+/// seems to be seen already and is dropped everywhere.
+#[test]
+fn a_wiped_coordinator_reuses_no_causal_history() {
+    let mut cluster = all_off();
+    let seen = cluster.dir().join("seen").display().to_string();
+    ok(cluster.kvctl_via(1, &["put", "k", "first", "--w", "3"]));
+    ok(cluster.kvctl_via(1, &["get", "k", "--context-out", &seen]));
+    let context = format!("@{seen}");
+    ok(cluster.kvctl_via(1, &["put", "k", "second", "--w", "3", "--context", &context]));
+    wiped_and_alone(&mut cluster);
+    put_alone(&cluster, "third");
+    all_back(&mut cluster);
+    for via in 0..3 {
+        eventually("both values", || {
+            let got = run(cluster.kvctl_via(via, &["get", "k", "--r", "3", "-o", "json"]));
+            let got: Value = serde_json::from_slice(&got.stdout).ok()?;
+            (got["siblings"].as_array()?.len() == 2).then_some(())
+        });
+    }
+}
+
+/// The same, with the tombstone that others still have: it must not cover a key made anew by one
+/// that has forgotten it.
+#[test]
+fn a_tombstone_elsewhere_never_dooms_a_key_made_anew() {
+    let mut cluster = all_off();
+    ok(cluster.kvctl_via(1, &["put", "k", "first", "--w", "3"]));
+    ok(cluster.kvctl_via(1, &["delete", "k", "--w", "3"]));
+    wiped_and_alone(&mut cluster);
+    put_alone(&cluster, "second");
+    all_back(&mut cluster);
+    for via in 0..3 {
+        assert_eq!(ok(cluster.kvctl_via(via, &["get", "k", "--r", "3"])), b"second");
+    }
 }
 
 fn copy_files(from: &Path, to: &Path) {

@@ -6,6 +6,7 @@ mod completions;
 mod delete;
 mod dump;
 mod exists;
+mod gc;
 mod get;
 mod help;
 mod hints;
@@ -23,7 +24,7 @@ mod status;
 mod tree;
 mod version;
 
-use crate::cli::{Cluster, Command, Compact, Hints, Keyspaces, Nodes, Repair, Ring, Scrub};
+use crate::cli::{Cluster, Command, Compact, Gc, Hints, Keyspaces, Nodes, Repair, Ring, Scrub};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -77,6 +78,8 @@ async fn dispatch(
             };
             hints::run(settings, connection, action, hints::Which { node, target }).await
         }
+        Command::Gc(Gc::Run { node }) => gc::run(settings, connection, node).await,
+        Command::Gc(Gc::Status { node }) => gc::status(settings, connection, node).await,
         Command::Compact(Compact::Start { node }) => {
             compact::start(settings, connection, node).await
         }

@@ -3,7 +3,7 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::{
-    Node, compact, coordinator, deadline, handoff, membership, repair, scrub, value, view,
+    Node, compact, coordinator, deadline, gc, handoff, membership, repair, scrub, value, view,
 };
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
@@ -13,10 +13,10 @@ use futures_util::Stream;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
-    ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GetClusterRequest,
-    GetLayoutRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace, LayoutView,
-    LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest, RepairReply,
-    RepairRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
+    ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GcReply, GcRequest,
+    GetClusterRequest, GetLayoutRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace,
+    LayoutView, LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest,
+    RepairReply, RepairRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -101,6 +101,10 @@ impl Admin for AdminService {
 
     async fn hints(&self, request: Request<HintsRequest>) -> Result<Response<HintsReply>, Status> {
         respond(handoff::everywhere(&self.node, request.into_inner()).await)
+    }
+
+    async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcReply>, Status> {
+        respond(gc::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn compact(

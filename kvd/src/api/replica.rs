@@ -4,7 +4,7 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, handoff, membership, put, repair, scan, scrub, tree,
+    Cluster, Node, compact, coordinator, gc, handoff, membership, put, repair, scan, scrub, tree,
     witness,
 };
 use crate::dynamo::node::Uid;
@@ -233,6 +233,13 @@ impl Served {
                 let work =
                     async move { tree::digests_asked(&node, ask).await.map(answer::Body::Digests) };
                 self.later(id, patience, work).await;
+            }
+            Some(call::Body::Reap(ask)) => {
+                let work = async move { gc::asked(&node, ask).await.map(answer::Body::Reap) };
+                self.later(id, patience, work).await;
+            }
+            Some(call::Body::Gc(ask)) => {
+                self.answer(id, Ok(answer::Body::Gc(gc::here(&node, ask)))).await;
             }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {

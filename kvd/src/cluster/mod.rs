@@ -14,6 +14,7 @@
 //! | `handoff` | gives others what was kept for them |
 //! | `repair` | compares copies with every peer's, makes them equal |
 //! | `vote` | whether this node's copies count in gets |
+//! | `gc` | takes away tombstones that every home holds |
 //! | `tree` | this node's side of a comparison: sums, digests, fresh checkpoints |
 //! | `witness` | what peers remember of each other's starts |
 //! | `compact` | has the store give back what is free in its files |
@@ -25,6 +26,7 @@
 pub mod compact;
 pub mod coordinator;
 pub mod errors;
+pub mod gc;
 pub mod get;
 pub mod handoff;
 pub mod membership;
@@ -84,6 +86,8 @@ pub struct Node {
     pub scrub: scrub::Scrub,
     /// What delivers what it keeps for others.
     pub handoff: handoff::Handoff,
+    /// Its reaping of tombstones.
+    pub gc: gc::Gc,
     /// Whether its copies count in gets.
     pub vote: vote::Vote,
     /// Its comparing of copies with the others.
@@ -136,6 +140,7 @@ impl Node {
             scrub: scrub::Scrub::default(),
             handoff: handoff::Handoff::default(),
             repair: repair::Repair::default(),
+            gc: gc::Gc::default(),
             tree: tree::Tree::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),

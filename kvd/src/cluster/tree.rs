@@ -98,7 +98,8 @@ pub async fn set_right(
     read(node, move |store| store.set_leaves_right(keyspace, &places)).await
 }
 
-async fn read<T: Send + 'static>(
+/// Reads the store on a thread that may wait, few at a time.
+pub async fn read<T: Send + 'static>(
     node: &Node,
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Failure> {

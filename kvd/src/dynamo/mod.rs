@@ -23,6 +23,7 @@
 //! | `read`, `write` | one get, one put, as machines that are fed replies |
 //! | `vote` | when a node that lost data may vote again |
 //! | `merkle` | what two replicas compare to find where they differ |
+//! | `reap` | when a tombstone may go |
 //! | `lag` | how far a replica is behind, as far as anybody knows |
 //! | `compare` | one comparison of two replicas, step by step |
 //! | `scan` | one page of a keyspace, joined from several replicas |
@@ -42,6 +43,7 @@ pub mod plan;
 pub mod preference;
 pub mod quorum;
 pub mod read;
+pub mod reap;
 pub mod scan;
 pub mod start;
 pub mod value;
