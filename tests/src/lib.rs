@@ -2,6 +2,7 @@
 //!
 //! - [`process`] runs clusters; everything it starts is killed when it is dropped.
 //! - [`load`] puts such a cluster under load and records a [`history`]; [`check`] judges it.
+//! - [`scenario`] is a cluster under load to which something is done, and what must be so after it.
 //! - [`faults`] breaks the disks, syncs, writes and clocks under them; [`ledger`] knows what they
 //!   must not lose by it.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
@@ -14,6 +15,7 @@ pub mod load;
 pub mod process;
 pub mod readme;
 pub mod rng;
+pub mod scenario;
 
 use std::time::{Duration, Instant};
 

@@ -119,6 +119,16 @@ impl Load {
         Self { sessions: sessions.collect(), shared, runtime }
     }
 
+    /// The keys it uses.
+    pub fn keys(&self) -> impl Iterator<Item = String> {
+        (0..self.shared.options.keys).map(|i| format!("k{i}"))
+    }
+
+    /// The keyspace it uses.
+    pub fn keyspace(&self) -> &str {
+        &self.shared.options.keyspace
+    }
+
     /// How many operations have been begun.
     pub fn begun(&self) -> usize {
         self.shared.recorder.len()
@@ -129,7 +139,7 @@ impl Load {
     /// # Panics
     /// If a session had panicked.
     pub fn stop(mut self) -> History {
-        self.end_sessions();
+        self.rest();
         self.shared.recorder.history()
     }
 
@@ -139,13 +149,17 @@ impl Load {
     /// # Panics
     /// If a session had panicked.
     pub fn stop_and_read_all(mut self, n: u32) -> History {
-        self.end_sessions();
+        self.rest();
         let reader = Session::new(Arc::clone(&self.shared), self.shared.options.sessions);
         self.runtime.block_on(reader.read_all(n));
         self.shared.recorder.history()
     }
 
-    fn end_sessions(&mut self) {
+    /// Begins no more operations, and sees those under way through.
+    ///
+    /// # Panics
+    /// If a session had panicked.
+    pub fn rest(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         for session in self.sessions.drain(..) {
             self.runtime.block_on(session).expect("a session ends by itself");

@@ -1,0 +1,212 @@
+//! A cluster under load, in a sloppy keyspace and in a strict one, to which something is done. After
+//! it, and without anybody reading a key, it must come to rest: no hints left, every replica the
+//! same, nothing more to repair. Then every value a client was promised must be there, and none that
+//! was deleted.
+
+use crate::check;
+use crate::eventually;
+use crate::load::{Load, Options, Summary};
+use crate::process::{Cluster, Node, ok};
+use crate::rng::seed_of_run;
+use proto::client::Client;
+use proto::v1::{
+    GetClusterRequest, HintsRequest, LocateRequest, NodeState, ReadCopyRequest, RepairRequest,
+};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// N of both keyspaces.
+const N: u32 = 3;
+
+/// Nodes compare so often, and take away a tombstone that all have held for so long: in a test
+/// nothing may wait for minutes.
+const SETTINGS: [(&str, &str); 2] = [("KVD_REPAIR_EVERY", "3s"), ("KVD_GC_AFTER", "3s")];
+
+/// The cluster and its loads.
+pub struct Scenario {
+    /// The nodes.
+    pub cluster: Cluster,
+    loads: Vec<Load>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Ended {
+    /// From the end of the load until nothing was left to hand over or to repair.
+    pub level_after: Duration,
+    /// What clients saw, in the sloppy keyspace.
+    pub sloppy: Summary,
+    /// The same in the strict one.
+    pub strict: Summary,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "level after {:.1} s", self.level_after.as_secs_f64())?;
+        writeln!(f, "sloppy:\n{}", self.sloppy)?;
+        write!(f, "strict:\n{}", self.strict)
+    }
+}
+
+impl Scenario {
+    /// So many nodes, and load on them.
+    pub fn start(nodes: usize) -> Self {
+        Self::start_with(nodes, |options| options)
+    }
+
+    /// The same, with load of another kind.
+    pub fn start_with(nodes: usize, change: impl Fn(Options) -> Options) -> Self {
+        Self::on(Cluster::start_with(nodes, prepare), change)
+    }
+
+    /// On a cluster whose nodes were [`prepare`]d.
+    pub fn on(cluster: Cluster, change: impl Fn(Options) -> Options) -> Self {
+        ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+        let seed = seed_of_run();
+        let sloppy = Options { seed, ..Options::default() };
+        // Another seed: values of one keyspace that show in the other are then noticed.
+        let strict =
+            Options { seed: seed + 1, keyspace: "strict".into(), strict: true, ..sloppy.clone() };
+        let start = |options| Load::start(&cluster.nodes, change(options));
+        let loads = [sloppy, strict].map(start).into();
+        let scenario = Self { cluster, loads };
+        scenario.pass(200);
+        scenario
+    }
+
+    /// Waits until `more` operations have been begun in each keyspace from now on.
+    pub fn pass(&self, more: usize) {
+        let enough: Vec<usize> = self.loads.iter().map(|load| load.begun() + more).collect();
+        let done = || self.loads.iter().zip(&enough).all(|(load, enough)| load.begun() >= *enough);
+        eventually("the load to go on", || done().then_some(()));
+    }
+
+    /// With all nodes up and all links whole again: lets the load end, waits for the cluster to come
+    /// to rest, and judges it.
+    ///
+    /// # Panics
+    /// If it does not, or if anything was lost or came back: with the seed, and the history kept.
+    pub fn end(mut self) -> Ended {
+        let names: Vec<String> = self.cluster.nodes.iter().map(|node| node.name.clone()).collect();
+        for via in 0..names.len() {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            self.cluster.wait_until_up(via, &names);
+        }
+        self.loads.iter_mut().for_each(Load::rest);
+        let rested = Instant::now();
+        let client = self.cluster.client(0);
+        self.comes_to_rest(&client);
+        let level_after = rested.elapsed();
+        self.replicas_are_equal(&client);
+        let dir = self.cluster.dir().to_owned();
+        let histories = self.loads.drain(..).map(|load| load.stop_and_read_all(N));
+        let [sloppy, strict] = histories.collect::<Vec<_>>().try_into().expect("two loads");
+        for history in [&sloppy, &strict] {
+            check::expect_sound(history, &dir);
+        }
+        let (sloppy, strict) = (Summary::of(&sloppy), Summary::of(&strict));
+        let ended = Ended { level_after, sloppy, strict };
+        eprintln!("{ended}");
+        ended
+    }
+
+    /// Waits until no node keeps anything for another or has lost data, and all pairs have compared
+    /// twice, from beginning to end, with nothing to repair.
+    fn comes_to_rest(&self, client: &Client) {
+        eventually("every hint to be handed over", || {
+            let ask = HintsRequest::default();
+            let hints = self.cluster.block_on(async { client.admin().hints(ask).await }).ok()?;
+            let nodes = hints.into_inner().nodes;
+            let none = |node: &proto::v1::NodeHints| node.error.is_empty() && node.hints.is_empty();
+            nodes.iter().all(none).then_some(())
+        });
+        eventually("every node to have its vote", || {
+            let view = self.view(client)?;
+            let votes = |node: &proto::v1::NodeView| {
+                let stats = node.stats.as_ref();
+                node.state() == NodeState::Up && stats.is_some_and(|stats| !stats.lost_data)
+            };
+            view.nodes.iter().all(votes).then_some(())
+        });
+        let mut before = self.rounds(client, false);
+        eventually("two rounds of every pair with nothing to repair", || {
+            let now = self.rounds(client, true);
+            if now.len() != before.len() || now.iter().any(|pair| pair.failed) {
+                before = now;
+                return None;
+            }
+            let is_later = |(now, before): (&Pair, &Pair)| now.rounds >= before.rounds + 3;
+            if !now.iter().zip(&before).all(is_later) {
+                return None;
+            }
+            let repaired = |pairs: &[Pair]| pairs.iter().map(|pair| pair.repaired).sum::<u64>();
+            let quiet = repaired(&now) == repaired(&before);
+            before = now;
+            quiet.then_some(())
+        });
+    }
+
+    fn view(&self, client: &Client) -> Option<proto::v1::ClusterView> {
+        let ask = GetClusterRequest::default();
+        let view = self.cluster.block_on(async { client.admin().get_cluster(ask).await });
+        view.ok().map(|view| view.into_inner())
+    }
+
+    fn rounds(&self, client: &Client, start: bool) -> Vec<Pair> {
+        let ask = RepairRequest { start, ..Default::default() };
+        let reply = self.cluster.block_on(async { client.admin().repair(ask).await });
+        let Ok(reply) = reply else { return Vec::new() };
+        let nodes = reply.into_inner().nodes;
+        let pairs = nodes.into_iter().flat_map(|node| {
+            let failed = !node.error.is_empty();
+            let unasked = failed.then_some(Pair { rounds: 0, repaired: 0, failed });
+            let pairs = node.pairs.into_iter().map(|pair| Pair {
+                rounds: pair.rounds,
+                repaired: pair.repaired,
+                failed: !pair.error.is_empty(),
+            });
+            pairs.chain(unasked).collect::<Vec<_>>()
+        });
+        pairs.collect()
+    }
+
+    /// Every home's own copy of every key is the same.
+    fn replicas_are_equal(&self, client: &Client) {
+        for load in &self.loads {
+            for key in load.keys() {
+                let (key, keyspace) = (key.into_bytes(), load.keyspace().to_owned());
+                let ask = LocateRequest { keyspace: keyspace.clone(), key: key.clone().into() };
+                let located = self.cluster.block_on(async { client.admin().locate(ask).await });
+                let located = located.expect("where the key is").into_inner();
+                let homes = located.preference.iter().filter(|node| !node.fallback);
+                let copies: Vec<_> = homes
+                    .map(|home| {
+                        let (node, keyspace) = (home.node.clone(), keyspace.clone());
+                        let ask = ReadCopyRequest { node, keyspace, key: key.clone().into() };
+                        let copy =
+                            self.cluster.block_on(async { client.admin().read_copy(ask).await });
+                        copy.expect("a copy").into_inner()
+                    })
+                    .collect();
+                let first = &copies[0];
+                let alike = copies.iter().all(|copy| copy.digest == first.digest);
+                let clocks: Vec<String> =
+                    copies.iter().map(|copy| format!("{}: {}", copy.node, copy.clock)).collect();
+                let key = String::from_utf8_lossy(&key);
+                assert!(alike, "{keyspace}/{key} differs, though all pairs match: {clocks:?}");
+            }
+        }
+    }
+}
+
+/// What is counted of a pair's rounds.
+struct Pair {
+    rounds: u64,
+    repaired: u64,
+    failed: bool,
+}
+
+/// Has a node compare often, and take tombstones away soon.
+pub fn prepare(node: &mut Node) {
+    node.env.extend(SETTINGS.map(|(name, value)| (name, value.to_owned())));
+}
