@@ -152,3 +152,38 @@ fn with_every_home_down_sloppy_takes_writes_and_strict_refuses_in_words() {
         assert_eq!((copy.copies.len(), &copy.digest), (2, &copies[0].digest));
     }
 }
+
+#[test]
+fn at_its_bound_a_hint_store_refuses_no_write_and_comparing_finds_the_rest() {
+    const KEYS: usize = 60;
+    let mut cluster = Cluster::start_with(3, |node| {
+        node.env = vec![("KVD_HINT_MIB", "1".into()), ("KVD_REPAIR_EVERY", "off".into())];
+    });
+    cluster.nodes[2].kill();
+    wait_until_down(&cluster, 0, 1);
+    wait_until_down(&cluster, 1, 1);
+    let value = "v".repeat(100_000);
+    for i in 0..KEYS {
+        ok(cluster.kvctl_via(i % 2, &["put", &format!("k{i}"), &value]));
+    }
+    let overflowed = |hint: &serde_json::Value| hint["overflowed"] == true;
+    eventually("both stores to be full", || {
+        (hints(&cluster, 0).iter().filter(|hint| overflowed(hint)).count() == 2).then_some(())
+    });
+    assert!(kept(&cluster, 0, "n3") < KEYS as u64 / 2, "not all fit");
+    assert_eq!(lag(&cluster)["more"], true);
+
+    cluster.nodes[2].start();
+    eventually("what was kept to be handed over", || {
+        (kept(&cluster, 0, "n3") + kept(&cluster, 1, "n3") == 0).then_some(())
+    });
+    // Nobody knows what else is missing, and it is said so, until the copies were compared.
+    assert_eq!(lag(&cluster)["more"], true);
+    let missing = |key: usize| !cluster.copy(0, "n3", format!("k{key}").as_bytes()).present;
+    assert!((0..KEYS).any(missing));
+    ok(cluster.kvctl_via(0, &["repair", "start"]));
+    eventually("nothing more to be missing", || {
+        (hints(&cluster, 0).is_empty() && lag(&cluster)["more"] == false).then_some(())
+    });
+    assert!(!(0..KEYS).any(missing));
+}
