@@ -1,7 +1,7 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
-use crate::cluster::{Node, compact, gc, handoff, membership, repair, room, scrub};
+use crate::cluster::{Node, compact, detector, gc, handoff, membership, repair, room, scrub};
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
@@ -11,6 +11,7 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::v1::admin_server::AdminServer;
 use proto::v1::kv_server::{self, KvServer};
 use proto::v1::replica_server::ReplicaServer;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -56,7 +57,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&mut directory, Arc::new(disk), &options)?;
     abort_on_panic();
     let (incarnation, start) = (directory.incarnation(), directory.start().count);
-    let node = Node::new(directory, address, store.clone());
+    let outgoing = outgoing(listener.local_addr()?.ip(), &address);
+    let node = Node::new(directory, address, outgoing, store.clone());
     tracing::info!(
         address = node.address,
         uid = %node.uid,
@@ -76,6 +78,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Err(_) => tracing::info!("blank: waiting to be given a cluster (kvctl cluster init)"),
     }
 
+    node.spawn(detector::run(Arc::clone(&node)));
     node.spawn(scrub::run(Arc::clone(&node), config.scrub));
     node.spawn(repair::run(Arc::clone(&node), config.repair_every));
     node.spawn(gc::run(Arc::clone(&node), config.gc_after));
@@ -111,6 +114,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     node.directory().stopped_cleanly(mark)?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where connections to other nodes come from: the address this node listens on, if it is the one
+/// the others know it by. Then who speaks to whom can be told from outside, by a firewall too.
+fn outgoing(listens_on: IpAddr, advertised: &str) -> Option<IpAddr> {
+    let advertised: SocketAddr = advertised.parse().ok()?;
+    (advertised.ip() == listens_on && !listens_on.is_unspecified()).then_some(listens_on)
 }
 
 /// A panic is a bug, and a node in a state nobody thought of must not go on voting.
@@ -179,4 +189,18 @@ async fn told_to_stop(with_stdin: bool) -> anyhow::Result<&'static str> {
         _ = interrupt.recv() => "SIGINT",
         () = stdin_ended => "the process that started it is gone",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_come_from_the_address_the_others_know_if_it_is_this_nodes_own() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(outgoing(ip("10.0.0.1"), "10.0.0.1:7400"), Some(ip("10.0.0.1")));
+        assert_eq!(outgoing(ip("0.0.0.0"), "10.0.0.1:7400"), None);
+        assert_eq!(outgoing(ip("127.0.0.1"), "203.0.113.7:7400"), None, "behind a tunnel");
+        assert_eq!(outgoing(ip("10.0.0.1"), "db1.example.net:7400"), None);
+    }
 }

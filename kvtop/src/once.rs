@@ -192,6 +192,7 @@ fn node(node: &Node) -> Value {
         "weight": seen.weight,
         "state": match node.state() {
             NodeState::Up => "up",
+            NodeState::Suspect => "suspect",
             NodeState::Down => "down",
             NodeState::Unknown | NodeState::Unspecified => "unknown",
         },

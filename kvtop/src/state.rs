@@ -209,7 +209,7 @@ impl Node {
         let state = match self.state() {
             NodeState::Up => Level::Ok,
             NodeState::Down => Level::Critical,
-            NodeState::Unknown | NodeState::Unspecified => Level::Unknown,
+            NodeState::Suspect | NodeState::Unknown | NodeState::Unspecified => Level::Unknown,
         };
         let ring = if self.ring_differs { Level::Warn } else { Level::Ok };
         let records = match &self.seen.stats {

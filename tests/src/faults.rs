@@ -40,7 +40,7 @@ pub fn need(tool: &str) -> Option<()> {
 }
 
 /// Says why a test does nothing. Past the test harness, which hides what a passing test prints.
-fn skip<T>(why: &str) -> Option<T> {
+pub(crate) fn skip<T>(why: &str) -> Option<T> {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     let _ = writeln!(io::stderr(), "{test} is skipped: {why}"); // nobody may be reading
@@ -51,7 +51,7 @@ fn skip<T>(why: &str) -> Option<T> {
 ///
 /// # Panics
 /// If it fails for another reason.
-fn attempt(command: &mut Command) -> Option<()> {
+pub(crate) fn attempt(command: &mut Command) -> Option<()> {
     const REFUSALS: [&str; 6] = [
         "permission denied",
         "operation not permitted",
@@ -71,7 +71,7 @@ fn attempt(command: &mut Command) -> Option<()> {
 }
 
 /// Runs a command that can do what it is asked.
-fn must(command: &mut Command) {
+pub(crate) fn must(command: &mut Command) {
     let Output { status, stderr, .. } = command.output().expect("the tool was found before");
     assert!(status.success(), "{command:?}: {status}: {}", String::from_utf8_lossy(&stderr));
 }

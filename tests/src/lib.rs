@@ -5,6 +5,7 @@
 //! - [`scenario`] is a cluster under load to which something is done, and what must be so after it.
 //! - [`faults`] breaks the disks, syncs, writes and clocks under them; [`ledger`] knows what they
 //!   must not lose by it.
+//! - [`net`] gives a cluster a network of its own, and cuts it.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
 
 pub mod check;
@@ -12,6 +13,7 @@ pub mod faults;
 pub mod history;
 pub mod ledger;
 pub mod load;
+pub mod net;
 pub mod process;
 pub mod readme;
 pub mod rng;

@@ -5,12 +5,12 @@ use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope};
+use crate::output::{Answer, Envelope, printable};
 use crate::table::{Cell, Table, Tone};
 use crate::time::{for_people, rfc3339};
 use crate::value::{hex, size};
 use proto::histogram::{dense, quantile};
-use proto::v1::{ClusterView, Histogram, NodeState, NodeStats, NodeView};
+use proto::v1::{ClusterView, Histogram, NodeState, NodeStats, NodeView, SeenBy};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ pub(crate) struct Node {
     lag: Option<Lag>,
     /// It has no vote in gets until it is level with its replicas. Null: not heard.
     lost_data: Option<bool>,
+    views: Views,
     stats: Option<Stats>,
     stats_at: Option<String>,
 }
@@ -51,6 +52,18 @@ struct Lag {
     bytes: String,
     more: bool,
     unheard: Vec<String>,
+}
+
+/// What every other member says of a node: names. Suspect is up, with a doubt.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct Views {
+    up: Vec<String>,
+    suspect: Vec<String>,
+    down: Vec<String>,
+    /// Those that cannot say, or were not heard lately.
+    unknown: Vec<String>,
+    /// Of all these, those that cannot send it requests, as far as they told.
+    unlinked: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -162,6 +175,7 @@ pub(crate) fn table(settings: &Settings, now_ms: u64, nodes: &[NodeView]) -> Tab
 pub(crate) fn state_name(state: NodeState) -> &'static str {
     match state {
         NodeState::Up => "up",
+        NodeState::Suspect => "suspect",
         NodeState::Down => "down",
         NodeState::Unknown | NodeState::Unspecified => "unknown",
     }
@@ -252,6 +266,7 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
     let lasting = lasting(now_ms, node.since_ms);
     field("for", lasting.unwrap_or_else(|| "?".into()).into());
     field("why", or_dash(&node.why).into());
+    field("seen by", seen_by(settings, &node.seen_by).into());
     field("share", percent(node.share_ratio).into());
     field("fair", percent(node.fair_ratio).into());
     field("dev", deviation_cell(settings, node.share_ratio, node.fair_ratio));
@@ -296,6 +311,49 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
         field(name, value.into());
     }
     table
+}
+
+/// A member that was heard, and cannot send the node requests.
+fn has_no_link(said: &SeenBy) -> bool {
+    !said.linked && !matches!(said.state(), NodeState::Unknown | NodeState::Unspecified)
+}
+
+/// `up n1 n3 · down n2 (no link)`.
+fn seen_by(settings: &Settings, said: &[SeenBy]) -> String {
+    let separator = if settings.ascii { " | " } else { " · " };
+    let order = [NodeState::Up, NodeState::Suspect, NodeState::Down, NodeState::Unknown];
+    let groups = order.into_iter().filter_map(|state| {
+        let same = said.iter().filter(|said| state_name(said.state()) == state_name(state));
+        let names: Vec<String> = same
+            .map(|said| match has_no_link(said) {
+                true => format!("{} (no link)", said.node),
+                false => said.node.clone(),
+            })
+            .collect();
+        (!names.is_empty()).then(|| format!("{} {}", state_name(state), names.join(" ")))
+    });
+    or_dash(&groups.collect::<Vec<_>>().join(separator))
+}
+
+/// What live nodes do not agree about, in a line for each such node; empty: they agree.
+pub(crate) fn disagreements(settings: &Settings, view: &ClusterView) -> String {
+    let is_up = |name: &str| {
+        view.nodes.iter().any(|node| node.name == name && node.state() == NodeState::Up)
+    };
+    let mut lines = String::new();
+    for node in &view.nodes {
+        let live: Vec<SeenBy> =
+            node.seen_by.iter().filter(|said| is_up(&said.node)).cloned().collect();
+        let says = |state: NodeState| live.iter().any(|said| said.state() == state);
+        let up = says(NodeState::Up) || says(NodeState::Suspect);
+        let disagree = up && says(NodeState::Down);
+        if disagree || (up && live.iter().any(has_no_link)) {
+            let what = if disagree { "nodes disagree about" } else { "not everybody reaches" };
+            let said = printable(&seen_by(settings, &live));
+            lines += &format!("  views  {what} {}: {said}\n", printable(&node.name));
+        }
+    }
+    lines
 }
 
 /// How far a node is behind; what is not known is never zero.
@@ -371,9 +429,29 @@ impl Node {
                 more: lag.more,
                 unheard: lag.unheard.clone(),
             }),
+            views: Views::of(node),
             stats: node.stats.as_ref().map(Stats::of),
             stats_at: some_time(node.stats_at_ms),
         }
+    }
+}
+
+impl Views {
+    fn of(node: &NodeView) -> Self {
+        let mut views = Self::default();
+        for said in &node.seen_by {
+            let same = match said.state() {
+                NodeState::Up => &mut views.up,
+                NodeState::Suspect => &mut views.suspect,
+                NodeState::Down => &mut views.down,
+                NodeState::Unknown | NodeState::Unspecified => &mut views.unknown,
+            };
+            same.push(said.node.clone());
+            if has_no_link(said) {
+                views.unlinked.push(said.node.clone());
+            }
+        }
+        views
     }
 }
 
@@ -418,6 +496,51 @@ mod tests {
             state: state as i32,
             ..Default::default()
         }
+    }
+
+    fn said(node: &str, state: NodeState, linked: bool) -> SeenBy {
+        SeenBy { node: node.into(), state: state as i32, linked, ..Default::default() }
+    }
+
+    #[test]
+    fn who_says_what_of_a_node_is_told_and_who_was_not_heard_never_agrees() {
+        let mut n4 = node("n4", 0.2, NodeState::Up);
+        n4.seen_by = vec![
+            said("n1", NodeState::Up, true),
+            said("n2", NodeState::Down, false),
+            said("n3", NodeState::Up, false),
+            said("n5", NodeState::Unknown, false),
+        ];
+        let words = "up n1 n3 (no link) | down n2 (no link) | unknown n5";
+        assert_eq!(seen_by(&settings(), &n4.seen_by), words);
+        let views = serde_json::to_value(Views::of(&n4)).unwrap();
+        assert_eq!(views["up"], serde_json::json!(["n1", "n3"]));
+        assert_eq!(views["down"], serde_json::json!(["n2"]));
+        assert_eq!(views["suspect"], serde_json::json!([]));
+        assert_eq!(views["unknown"], serde_json::json!(["n5"]));
+        assert_eq!(views["unlinked"], serde_json::json!(["n2", "n3"]));
+    }
+
+    #[test]
+    fn only_live_nodes_can_disagree() {
+        let mut n1 = node("n1", 0.5, NodeState::Up);
+        let (n2, mut n3) = (node("n2", 0.5, NodeState::Up), node("n3", 0.5, NodeState::Down));
+        n1.seen_by = vec![said("n2", NodeState::Up, true), said("n3", NodeState::Down, false)];
+        let view = |nodes: &[&NodeView]| ClusterView {
+            nodes: nodes.iter().map(|node| (*node).clone()).collect(),
+            ..Default::default()
+        };
+        assert_eq!(disagreements(&settings(), &view(&[&n1, &n2, &n3])), "", "n3 is down itself");
+        n3.state = NodeState::Up as i32;
+        assert_eq!(
+            disagreements(&settings(), &view(&[&n1, &n2, &n3])),
+            "  views  nodes disagree about n1: up n2 | down n3 (no link)\n"
+        );
+        n1.seen_by[1].state = NodeState::Up as i32;
+        assert_eq!(
+            disagreements(&settings(), &view(&[&n1, &n2, &n3])),
+            "  views  not everybody reaches n1: up n2 n3 (no link)\n"
+        );
     }
 
     #[test]

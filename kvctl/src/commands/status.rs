@@ -1,7 +1,7 @@
 //! `status`: how the cluster is, in a few lines. It reports, it does not judge.
 
 use crate::commands::keyspaces;
-use crate::commands::nodes::{Node, table};
+use crate::commands::nodes::{Node, disagreements, table};
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -48,7 +48,9 @@ pub(crate) async fn run(settings: &Settings, connection: &Connection) -> Result<
     };
     let answer = Answer {
         envelope: &Envelope::of_view("kvctl.status/v1", &view, status),
-        heading: cluster_line(&view) + &verdict_lines(settings, &verdict),
+        heading: cluster_line(&view)
+            + &verdict_lines(settings, &verdict)
+            + &disagreements(settings, &view),
         table: table(settings, view.observed_at_ms, &view.nodes),
         names: vec![view.name.clone()],
     };

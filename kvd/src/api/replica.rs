@@ -4,8 +4,8 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, gc, handoff, membership, put, repair, scan, scrub, tree,
-    witness,
+    Cluster, Node, compact, coordinator, detector, gc, handoff, membership, put, repair, scan,
+    scrub, tree, witness,
 };
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
@@ -14,9 +14,9 @@ use futures_util::Stream;
 use prost::Message;
 use proto::v1::replica_server::Replica;
 use proto::v1::{
-    AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, HintAnswer, HintCall, IdentifyReply,
-    IdentifyRequest, LayoutRef, LinkReply, LinkRequest, MergeAnswer, MergeCall, ReadAnswer,
-    ReadCall, Stamp, answer, call,
+    AdoptReply, AdoptRequest, Answer, BeatAnswer, Call, GossipAnswer, GossipCall, HintAnswer,
+    HintCall, IdentifyReply, IdentifyRequest, LayoutRef, LinkReply, LinkRequest, MergeAnswer,
+    MergeCall, ReadAnswer, ReadCall, Stamp, answer, call,
 };
 use std::pin::Pin;
 use std::sync::Arc;
@@ -240,6 +240,10 @@ impl Served {
             }
             Some(call::Body::Gc(ask)) => {
                 self.answer(id, Ok(answer::Body::Gc(gc::here(&node, ask)))).await;
+            }
+            Some(call::Body::Gossip(GossipCall { packet })) => {
+                let heard = detector::hear(&node, cluster, self.from, &packet);
+                self.answer(id, heard.map(|()| answer::Body::Gossip(GossipAnswer {}))).await;
             }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {

@@ -6,7 +6,7 @@
 
 use super::errors::{self, Failure};
 use super::peers::{CallError, Peer};
-use super::{Cluster, Node};
+use super::{Cluster, Node, detector};
 use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::layout::{Joined, Keyspace, Layout, LayoutError, Member, Mode};
@@ -64,7 +64,9 @@ fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], layout: Layout) {
     }
     let sealer = Sealer::new(id, secret);
     let layout = Arc::new(layout);
-    node.cluster.store(Some(Arc::new(Cluster { id, sealer, secret, layout, peers })));
+    let cluster = Arc::new(Cluster { id, sealer, secret, layout, peers });
+    node.cluster.store(Some(Arc::clone(&cluster)));
+    detector::take_members(node, &cluster);
     // Not before: a link asks the node for its cluster.
     unlinked.into_iter().for_each(|peer| peer.link(node));
 }
@@ -97,7 +99,7 @@ pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), F
             format!("this node already belongs to cluster {}", cluster.layout.cluster_name());
         return Err(errors::cluster_exists(what));
     }
-    let members = identify_all(&request.members).await?;
+    let members = identify_all(node, &request.members).await?;
     if !members.iter().any(|member| member.uid == node.uid) {
         let why = format!("ask one of them, or add this node, {}", node.address);
         return Err(errors::argument("the node that is asked is not among the members", why));
@@ -133,9 +135,9 @@ async fn wait_until_met(cluster: &Cluster) -> Result<(), Failure> {
     }
 }
 
-async fn identify_all(members: &[NewMember]) -> Result<Vec<Member>, Failure> {
+async fn identify_all(node: &Node, members: &[NewMember]) -> Result<Vec<Member>, Failure> {
     let asking = members.iter().map(|member| async move {
-        let identity = identify(&member.address).await;
+        let identity = identify(node, &member.address).await;
         let who = format!("{} at {}", member.name, member.address);
         let identity: IdentifyReply =
             identity.map_err(|why| errors::node_unreachable(&who, &why))?;
@@ -171,17 +173,18 @@ fn default_keyspace(
     })
 }
 
-async fn replica_client(address: &str) -> Result<ReplicaClient<Channel>, String> {
+async fn replica_client(node: &Node, address: &str) -> Result<ReplicaClient<Channel>, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| "is not HOST:PORT".to_owned())?
+        .local_address(node.outgoing_to(address))
         .connect_timeout(INVITE_TIMEOUT)
         .timeout(INVITE_TIMEOUT);
     let channel = endpoint.connect().await.map_err(|error| root_cause(&error))?;
     Ok(ReplicaClient::new(channel))
 }
 
-async fn identify(address: &str) -> Result<IdentifyReply, String> {
-    let mut client = replica_client(address).await?;
+async fn identify(node: &Node, address: &str) -> Result<IdentifyReply, String> {
+    let mut client = replica_client(node, address).await?;
     let reply = client.identify(IdentifyRequest {}).await;
     Ok(reply.map_err(|status| status.message().to_owned())?.into_inner())
 }
@@ -196,7 +199,7 @@ pub async fn invite(node: &Arc<Node>, peer: &Peer) -> Result<(), String> {
         layout: cluster.layout.encode().into(),
         expected_uid: peer.uid.to_bytes().to_vec().into(),
     };
-    let mut client = replica_client(&peer.address).await?;
+    let mut client = replica_client(node, &peer.address).await?;
     client.adopt(request).await.map_err(|status| status.message().to_owned())?;
     Ok(())
 }

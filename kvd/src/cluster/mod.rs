@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `mod` | the node: who it is, its store, its cluster; one immutable snapshot for every reader |
 //! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
+//! | `detector` | who is up: drives the protocol by which nodes find out, and `dynamo::opinion` |
 //! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
 //! | `coordinator` | what both need |
 //! | `room` | the room on the disk: watermarks, and the reserve |
@@ -25,6 +26,7 @@
 
 pub mod compact;
 pub mod coordinator;
+pub mod detector;
 pub mod errors;
 pub mod gc;
 pub mod get;
@@ -55,6 +57,7 @@ use errors::Failure;
 use peers::Peer;
 use proto::v1::Stamp;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -76,6 +79,8 @@ pub struct Node {
     pub uid: Uid,
     /// Where the others reach it.
     pub address: String,
+    /// The address its connections to others come from; none: whichever the system takes.
+    outgoing: Option<IpAddr>,
     /// Its records.
     pub store: Store,
     /// What it counts.
@@ -84,6 +89,8 @@ pub struct Node {
     pub events: Events,
     /// Its scrub.
     pub scrub: scrub::Scrub,
+    /// What it thinks of the others.
+    pub detector: detector::Detector,
     /// What delivers what it keeps for others.
     pub handoff: handoff::Handoff,
     /// Its reaping of tombstones.
@@ -128,16 +135,23 @@ pub struct Cluster {
 
 impl Node {
     /// A node on this store. It is blank until [`membership`] gives it a cluster.
-    pub fn new(directory: Directory, address: String, store: Store) -> Arc<Self> {
+    pub fn new(
+        directory: Directory,
+        address: String,
+        outgoing: Option<IpAddr>,
+        store: Store,
+    ) -> Arc<Self> {
         Arc::new(Self {
             uid: directory.uid(),
             vote: vote::Vote::of(&directory),
             directory: Mutex::new(directory),
             address,
+            outgoing,
             store,
             stats: Stats::default(),
             events: Events::default(),
             scrub: scrub::Scrub::default(),
+            detector: detector::Detector::default(),
             handoff: handoff::Handoff::default(),
             repair: repair::Repair::default(),
             gc: gc::Gc::default(),
@@ -168,6 +182,13 @@ impl Node {
         let cluster = self.cluster.load();
         let name = cluster.as_ref().map(|cluster| cluster.name_of(self.uid));
         name.unwrap_or_else(|| self.address.clone())
+    }
+
+    /// Where a connection to `address` comes from. A name is left to the system, since it may lead to
+    /// addresses of another family, and so is an address of one.
+    fn outgoing_to(&self, address: &str) -> Option<IpAddr> {
+        let to: SocketAddr = address.parse().ok()?;
+        self.outgoing.filter(|from| from.is_ipv4() == to.is_ipv4())
     }
 
     /// Refuses new client requests, and waits for those under way, at most `patience`.

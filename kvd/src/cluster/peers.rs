@@ -2,7 +2,7 @@
 //! in the batches they happen to come in. It reconnects by itself, and while it is broken every
 //! call fails at once: a dead peer never makes a request wait.
 
-use super::{Node, membership, repair, witness};
+use super::{Node, detector, membership, repair, witness};
 use crate::clock;
 use crate::dynamo::node::Uid;
 use crate::dynamo::start::Start;
@@ -11,8 +11,8 @@ use proto::MESSAGE_BYTES_MAX;
 use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
 use proto::v1::{
-    Answer, Beat, Call, ErrorCode, ErrorDetail, HintTotal, LayoutRef, Level, LinkReply,
-    LinkRequest, NodeState, NodeStats, Outcome, Stamp, answer, call,
+    Answer, Beat, Call, ErrorCode, ErrorDetail, HintTotal, LayoutRef, LinkReply, LinkRequest,
+    NodeStats, Outcome, Stamp, answer, call,
 };
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,10 +42,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 /// What a peer said of its disk counts for so long.
 const BEAT_GOOD_FOR: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// With calls unanswered and nothing heard for so long, a beat is sent at once.
-const ASK_AFTER: Duration = Duration::from_millis(250);
+const ASK_AFTER: Duration = Duration::from_millis(200);
 
 /// With a beat unanswered (or impossible to send) and nothing heard for so long, the peer is
 /// passed over until it says anything. Only a beat is held against it: it is answered without
@@ -96,14 +96,13 @@ impl CallError {
     }
 }
 
-/// What is known of a peer.
+/// What is known of a peer at the end of its link. Whether it is up is another question: see
+/// [`super::detector`].
 #[derive(Clone, Debug)]
 pub struct Health {
-    /// Up, down, or not heard of since this node started.
-    pub state: NodeState,
-    /// Since when, Unix milliseconds.
-    pub since_ms: u64,
-    /// Why it is not up.
+    /// When the connection was made, Unix milliseconds; 0: there is none.
+    pub connected_ms: u64,
+    /// Why it is not usable.
     pub why: String,
     /// The layout it last named.
     pub layout: Option<LayoutRef>,
@@ -179,8 +178,7 @@ impl Peer {
             back: Notify::new(),
             exchanging: AtomicBool::new(false),
             health: Mutex::new(Health {
-                state: NodeState::Unknown,
-                since_ms: clock::now_ms(),
+                connected_ms: 0,
                 why: "not reached yet".into(),
                 layout: None,
                 beat: None,
@@ -285,8 +283,10 @@ impl Peer {
         let kib = (bytes / 1024 + 1).min(QUEUE_KIB_MAX) as u32;
         let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| full())?;
         let (reply, answer) = oneshot::channel();
-        // These wait for a checkpoint: they say nothing of how quick it is with requests.
-        let is_telling = !matches!(body, call::Body::Tree(_) | call::Body::Digests(_));
+        // Some wait for a checkpoint, gossip for nothing: they say nothing of how quick it is with
+        // requests.
+        let is_telling =
+            !matches!(body, call::Body::Tree(_) | call::Body::Digests(_) | call::Body::Gossip(_));
         let started = clock::now();
         let outgoing = Outgoing { body, bytes, deadline, reply, room };
         self.calls.try_send(outgoing).map_err(|_| full())?;
@@ -321,7 +321,7 @@ impl Peer {
     async fn run(self: Arc<Self>, node: Arc<Node>, mut calls: mpsc::Receiver<Outgoing>) {
         let mut backoff = BACKOFF_MIN;
         loop {
-            match connect(&self.address).await {
+            match connect(&node, &self.address).await {
                 Ok((requests, replies)) => {
                     let (why, ever_heard) = self.drive(&node, requests, replies, &mut calls).await;
                     if ever_heard {
@@ -386,28 +386,31 @@ impl Peer {
         (why, ever_heard)
     }
 
-    fn came_up(&self, node: &Node) {
-        self.usable.store(true, Ordering::Relaxed);
-        let mut health = lock(&self.health);
-        if health.state != NodeState::Up {
-            (health.state, health.since_ms) = (NodeState::Up, clock::now_ms());
+    fn came_up(&self) {
+        if !self.usable.swap(true, Ordering::Relaxed) {
+            let mut health = lock(&self.health);
             health.why.clear();
-            drop(health);
-            node.events.add(Level::Ok, format!("{} up", self.name(node)));
+            if health.connected_ms == 0 {
+                health.connected_ms = clock::now_ms();
+            }
+        }
+    }
+
+    /// Passed over until it says anything.
+    fn fell_silent(&self) {
+        if self.usable.swap(false, Ordering::Relaxed) {
+            lock(&self.health).why = format!("silent for {} ms", SUSPECT_AFTER.as_millis());
         }
     }
 
     fn broke(&self, node: &Node, why: String) {
         self.usable.store(false, Ordering::Relaxed);
         let mut health = lock(&self.health);
-        let went_down = health.state != NodeState::Down;
-        if went_down {
-            (health.state, health.since_ms) = (NodeState::Down, clock::now_ms());
-        }
+        let broke = std::mem::take(&mut health.connected_ms) != 0;
         health.why.clone_from(&why);
         drop(health);
-        if went_down {
-            node.events.add(Level::Degraded, format!("{} down: {why}", self.name(node)));
+        if broke {
+            tracing::info!(why, "the link to {} broke", self.name(node));
         }
     }
 
@@ -478,7 +481,7 @@ impl Link<'_> {
                         let mut signs = lock(&self.signs);
                         (signs.heard, signs.ever_heard) = (clock::now(), true);
                     }
-                    self.peer.came_up(self.node);
+                    self.peer.came_up();
                     self.peer.names_layout(&stamp);
                     reply.answers.into_iter().for_each(|answer| self.settle(answer));
                 }
@@ -582,7 +585,7 @@ impl Link<'_> {
             let for_long =
                 |since: Option<Instant>| since.is_some_and(|at| at.elapsed() > SUSPECT_AFTER);
             if silent > SUSPECT_AFTER && (for_long(signs.beat_pending) || for_long(signs.sending)) {
-                self.peer.usable.store(false, Ordering::Relaxed);
+                self.peer.fell_silent();
             }
             let due = signs.last_beat.is_none_or(|at| at.elapsed() >= BEAT_EVERY);
             let ask = silent > ASK_AFTER && oldest.is_some_and(|since| since.elapsed() > ASK_AFTER);
@@ -651,11 +654,13 @@ impl From<String> for Unconnected {
 }
 
 async fn connect(
+    node: &Node,
     address: &str,
 ) -> Result<(mpsc::Sender<LinkRequest>, Streaming<LinkReply>), Unconnected> {
     let connecting = async {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|_| format!("{address} is not HOST:PORT"))?
+            .local_address(node.outgoing_to(address))
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .initial_stream_window_size(4 * 1024 * 1024)
@@ -693,6 +698,9 @@ fn status_text(status: &tonic::Status) -> String {
 /// The many words of a transport for a peer that went away are "connection lost".
 fn plain(text: &str) -> String {
     let text = text.to_ascii_lowercase();
+    if text.contains("deadline has elapsed") {
+        return format!("did not answer within {} s", CONNECT_TIMEOUT.as_secs());
+    }
     let gone = ["broken pipe", "connection reset", "stream closed", "connection error"];
     if gone.iter().any(|part| text.contains(part)) { "connection lost".to_owned() } else { text }
 }
@@ -735,6 +743,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         hints: hint_totals(node),
         checks: repair::checks(node),
         lost_data: !node.vote.is_given(),
+        opinions: detector::told(node),
         disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
     }

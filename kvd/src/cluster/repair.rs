@@ -18,8 +18,8 @@ use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use proto::v1::{
-    DigestsCall, Level, NodeState, PairCheck, PairView, RepairCall, RepairReply, RepairRequest,
-    RepairView, TreeCall, TreeSpan, answer, call,
+    DigestsCall, Level, PairCheck, PairView, RepairCall, RepairReply, RepairRequest, RepairView,
+    TreeCall, TreeSpan, answer, call,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -127,18 +127,17 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
             vote::regain(&node, &cluster, &matched_since(&node, at)).await;
         }
         for peer in cluster.peers.values() {
-            let health = peer.health();
-            let is_up = health.state == NodeState::Up && peer.is_usable();
-            if !is_up || node.draining.load(Ordering::Relaxed) {
+            let connected_ms = peer.health().connected_ms;
+            if !peer.is_usable() || node.draining.load(Ordering::Relaxed) {
                 continue;
             }
             let is_due = {
                 let mut pairs = lock(&node.repair.pairs);
                 let pair = pairs.entry(peer.uid).or_default();
-                pair.is_due(every, withdrawn, health.since_ms, clock::now())
+                pair.is_due(every, withdrawn, connected_ms, clock::now())
             };
             if is_due {
-                one_round(&node, &cluster, peer, every, health.since_ms).await;
+                one_round(&node, &cluster, peer, every, connected_ms).await;
             }
         }
     }

@@ -1,15 +1,18 @@
 //! The cluster as this node sees it: what kvctl and kvtop show.
 
-use super::peers::{node_stats, version};
+use super::detector::{self, Opinion};
+use super::peers::{Peer, node_stats, version};
 use super::{Cluster, Node};
 use crate::clock;
 use crate::dynamo::lag::{self, Check, Kept, Lag, Told};
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use crate::dynamo::node::Uid;
+use crate::dynamo::opinion::State;
 use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
-    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats, NodeView, Verdict,
+    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats, NodeView, SeenBy,
+    Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -125,7 +128,7 @@ pub fn layout_ref(layout: &Layout) -> LayoutRef {
 pub fn state_of(node: &Node, cluster: &Cluster, uid: Uid) -> NodeState {
     match cluster.peers.get(&uid) {
         _ if uid == node.uid => NodeState::Up,
-        Some(peer) => peer.health().state,
+        Some(_) => detector::wire(node.detector.opinion(uid).state.settled()),
         None => NodeState::Unknown,
     }
 }
@@ -150,7 +153,8 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
     let layout = &cluster.layout;
     let (copies, fair) = (layout.copies(n), layout.fair_ratio(n));
     let all = f64::from(layout.partitions()) * f64::from(n);
-    let told = all_told(node, cluster);
+    let heard = all_heard(node, cluster);
+    let told = all_told(&heard);
     layout
         .members()
         .iter()
@@ -169,25 +173,35 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
             };
             let view = match cluster.peers.get(&member.uid) {
                 None => own_view(node, cluster, placed),
-                Some(peer) => peer_view(peer, placed),
+                Some(peer) => peer_view(node, peer, placed),
             };
-            NodeView { lag: Some(wire_lag(lag::reckon(member.uid, &told))), ..view }
+            let lag = Some(wire_lag(lag::reckon(member.uid, &told)));
+            NodeView { lag, seen_by: seen_by(member.uid, &heard), ..view }
         })
         .collect()
 }
 
-/// What every member told lately of itself and the others.
-fn all_told(node: &Node, cluster: &Cluster) -> Vec<(Uid, String, Option<Told>)> {
-    let now_ms = clock::now_ms();
+/// A member, and what it last said of itself and when, if that was lately.
+type Heard = (Uid, String, Option<(NodeStats, u64)>);
+
+fn all_heard(node: &Node, cluster: &Cluster) -> Vec<Heard> {
     let members = cluster.layout.members().iter();
-    let told = members.map(|member| {
+    let heard = members.map(|member| {
         let stats = match cluster.peers.get(&member.uid) {
-            None => Some((node_stats(node), now_ms)),
+            None => Some((node_stats(node), clock::now_ms())),
             Some(peer) => peer.stats(),
         };
-        (member.uid, member.name.clone(), stats.map(|(stats, at_ms)| told(&stats, at_ms)))
+        (member.uid, member.name.clone(), stats)
     });
-    told.collect()
+    heard.collect()
+}
+
+/// What every member told lately of what others lack.
+fn all_told(heard: &[Heard]) -> Vec<(Uid, String, Option<Told>)> {
+    let of = |(uid, name, stats): &Heard| {
+        (*uid, name.clone(), stats.as_ref().map(|(stats, at_ms)| told(stats, *at_ms)))
+    };
+    heard.iter().map(of).collect()
 }
 
 /// What a node told at `at_ms`.
@@ -215,6 +229,27 @@ fn wire_lag(lag: Lag) -> v1::Lag {
     v1::Lag { since_ms, keys, bytes, more, unheard, checked_at_ms, differing }
 }
 
+/// What every other member says of `target`. One that was not heard lately does not agree with
+/// anybody: its word is unknown.
+fn seen_by(target: Uid, heard: &[Heard]) -> Vec<SeenBy> {
+    let others = heard.iter().filter(|(uid, ..)| *uid != target);
+    let say = |(_, name, stats): &Heard| {
+        let mut opinions = stats.iter().flat_map(|(stats, _)| &stats.opinions);
+        let opinion = opinions.find(|opinion| opinion.uid[..] == target.to_bytes());
+        let unknown = SeenBy { state: NodeState::Unknown.into(), ..Default::default() };
+        let said = opinion.map_or(unknown, |opinion| SeenBy {
+            state: opinion.state,
+            since_ms: opinion.since_ms,
+            linked: opinion.linked,
+            ..Default::default()
+        });
+        SeenBy { node: name.clone(), ..said }
+    };
+    let mut said: Vec<SeenBy> = others.map(say).collect();
+    said.sort_by(|a, b| a.node.cmp(&b.node));
+    said
+}
+
 fn own_view(node: &Node, cluster: &Cluster, placed: NodeView) -> NodeView {
     NodeView {
         state: NodeState::Up.into(),
@@ -227,14 +262,20 @@ fn own_view(node: &Node, cluster: &Cluster, placed: NodeView) -> NodeView {
     }
 }
 
-fn peer_view(peer: &super::peers::Peer, placed: NodeView) -> NodeView {
+fn peer_view(node: &Node, peer: &Peer, placed: NodeView) -> NodeView {
     let health = peer.health();
+    let Opinion { state, since_ms, linked } = node.detector.opinion(peer.uid);
+    let why = match (state.settled(), linked) {
+        (State::Up, true) => String::new(),
+        (State::Up, false) => format!("{} has no link to it: {}", node.name(), health.why),
+        _ => health.why,
+    };
     let (beat, stats_at_ms) = health.beat.unzip();
     let beat = beat.unwrap_or_default();
     NodeView {
-        state: health.state.into(),
-        since_ms: health.since_ms,
-        why: health.why,
+        state: detector::wire(state.settled()).into(),
+        since_ms,
+        why,
         layout: health.layout,
         stats: beat.stats,
         stats_at_ms: stats_at_ms.unwrap_or(0),

@@ -24,6 +24,8 @@
 //! | `vote` | when a node that lost data may vote again |
 //! | `merkle` | what two replicas compare to find where they differ |
 //! | `reap` | when a tombstone may go |
+//! | `gossip` | the bytes by which nodes find out who is up |
+//! | `opinion` | what one node thinks of another: up, suspect, down |
 //! | `lag` | how far a replica is behind, as far as anybody knows |
 //! | `compare` | one comparison of two replicas, step by step |
 //! | `scan` | one page of a keyspace, joined from several replicas |
@@ -33,12 +35,14 @@
 pub mod clock;
 pub mod compare;
 pub mod context;
+pub mod gossip;
 pub mod key;
 pub mod lag;
 pub mod layout;
 pub mod merkle;
 pub mod node;
 pub mod object;
+pub mod opinion;
 pub mod plan;
 pub mod preference;
 pub mod quorum;

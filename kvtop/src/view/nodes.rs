@@ -147,7 +147,7 @@ pub(super) fn state(node: &Node, now: Millis) -> (String, Level) {
     let since = || duration(now.saturating_sub(node.seen.since_ms));
     let (text, level) = match node.state() {
         NodeState::Down => (format!("down {}", since()), Level::Critical),
-        NodeState::Unknown | NodeState::Unspecified => {
+        NodeState::Suspect | NodeState::Unknown | NodeState::Unspecified => {
             ("never heard of".to_owned(), Level::Unknown)
         }
         NodeState::Up if node.ring_differs => {
