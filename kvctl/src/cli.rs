@@ -456,6 +456,8 @@ pub(crate) enum NodeOrder {
     Share,
     /// Furthest from its fair share first
     Dev,
+    /// Furthest behind first
+    Lag,
     /// Most first
     Keys,
     /// Fullest first
@@ -464,11 +466,28 @@ pub(crate) enum NodeOrder {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Ring {
-    /// Show who owns what, and how much of it is live
+    /// Show every partition: who holds it, how much of it is live, and how far behind
     #[command(
-        after_help = "Examples:\n  kvctl ring show\n  kvctl ring show -o wide          # every partition\n  kvctl ring show -o json | jq '.data.partitions[65]'"
+        after_help = "Examples:\n  kvctl ring show --lagging         # only where something is missing, or may be\n  kvctl ring show --node n2\n  kvctl ring show --by node         # who owns how much\n  kvctl ring show -o json | jq '.data.partitions[65]'"
     )]
-    Show,
+    Show {
+        /// Only the partitions this node holds a copy of
+        #[arg(long)]
+        node: Option<String>,
+        /// Only those with a copy that lacks something, or may
+        #[arg(long)]
+        lagging: bool,
+        /// A row for each
+        #[arg(long, value_name = "WHAT", default_value = "partition")]
+        by: RingRows,
+    },
+}
+
+/// What `ring show` has a row for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RingRows {
+    Partition,
+    Node,
 }
 
 #[derive(Debug, Subcommand)]

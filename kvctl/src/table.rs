@@ -47,6 +47,11 @@ impl Cell {
     pub(crate) fn toned(text: impl Into<String>, tone: Tone) -> Self {
         Self { text: crate::output::printable(&text.into()), tone }
     }
+
+    /// The same, behind the name of what it is said of.
+    pub(crate) fn after(self, name: &str) -> Self {
+        Self::toned(format!("{name} {}", self.text), self.tone)
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {

@@ -521,9 +521,25 @@ fn status_and_nodes_come_from_one_view() {
 }
 
 #[test]
-fn the_ring_shows_owners_and_what_is_live() {
+fn the_ring_shows_owners_what_is_live_and_what_is_behind() {
     let node = Node::start(1);
     let ring = run(&node.address, &["ring", "show", "--ascii"]);
+    exits(&ring, 0);
+    let expected = "\
+layout   4 partitions  keyspace default N=1
+  #0      ..X.
+  . 1/1 live  o one missing  ! more missing  X none live
+PART  TOKENS       REPLICAS  LIVE  LAG       CHECKED
+#0    000..-3ff..  n1        1/1   0         1m00s
+#1    400..-7ff..  n1        1/1   n1 3m12s  1m00s
+#2    800..-bff..  n1X       0/1   0         ?
+#3    c00..-fff..  n1        1/1   n1 ?      1m00s
+";
+    let (_, rest) = text(&ring.stdout).split_once('\n').unwrap();
+    assert_eq!(rest, expected);
+    let lagging = run(&node.address, &["ring", "show", "--lagging", "--node", "n1", "-o", "name"]);
+    assert_eq!(text(&lagging.stdout), "1\n3\n");
+    let ring = run(&node.address, &["ring", "show", "--ascii", "--by", "node"]);
     exits(&ring, 0);
     let expected = "\
 layout   4 partitions  keyspace default N=1
@@ -538,6 +554,9 @@ n1    a     1       up     4       4      100.0%  0.0%  -
     let ring = json(&run(&node.address, &["ring", "show", "-o", "json"]).stdout);
     assert_eq!(ring["data"]["partitions"][2]["live"], 0);
     assert_eq!(ring["data"]["partitions"][2]["nodes"][0], "n1");
+    let replica = |partition: usize| &ring["data"]["partitions"][partition]["replicas"][0];
+    assert_eq!((&replica(1)["lag_ms"], &replica(1)["lag_known"]), (&192_000.into(), &true.into()));
+    assert!(replica(2)["checked_ms"].is_null() && replica(3)["lag_ms"].is_null());
     let wide = run(&node.address, &["ring", "show", "-o", "tsv"]);
     assert_eq!(text(&wide.stdout).lines().count(), 5);
     fails(&run(&node.address, &["ring", "show", "-k", "nope"]), 3);
@@ -904,6 +923,40 @@ impl Admin for Fake {
         let pairs = if request.node == "n1" { vec![matched] } else { vec![matched, down] };
         let nodes = vec![RepairView { node: "n1".into(), pairs, ..Default::default() }];
         Ok(Response::new(RepairReply { nodes }))
+    }
+
+    async fn get_partitions(
+        &self,
+        request: Request<GetPartitionsRequest>,
+    ) -> Result<Response<PartitionsReply>, Status> {
+        let partition = |partition: u32| {
+            let (first, last) = proto::token::Token::range(partition, 2);
+            let replica = ReplicaView {
+                node: "n1".into(),
+                state: if partition == 2 { NodeState::Down } else { NodeState::Up } as i32,
+                since_ms: if partition == 1 { 808_000 } else { 0 },
+                known: partition != 3,
+                checked_at_ms: if partition == 2 { 0 } else { 940_000 },
+                ..Default::default()
+            };
+            PartitionView {
+                partition,
+                range_start: first.to_bytes().to_vec().into(),
+                range_end: last.to_bytes().to_vec().into(),
+                live: u32::from(partition != 2),
+                replicas: vec![replica],
+            }
+        };
+        assert!(request.get_ref().node.is_empty() || request.get_ref().node == "n1");
+        Ok(Response::new(PartitionsReply {
+            observed_at_ms: 1_000_000,
+            keyspace: "default".into(),
+            n: 1,
+            partition_bits: 2,
+            arc_bits: 10,
+            partitions: (0..4).map(partition).collect(),
+            ..Default::default()
+        }))
     }
 
     async fn read_copy(

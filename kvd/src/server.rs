@@ -1,7 +1,9 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
-use crate::cluster::{Node, compact, detector, gc, handoff, membership, repair, room, scrub};
+use crate::cluster::{
+    Node, compact, detector, gc, handoff, membership, partitions, repair, room, scrub,
+};
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
@@ -80,6 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     node.spawn(detector::run(Arc::clone(&node)));
     node.spawn(scrub::run(Arc::clone(&node), config.scrub));
+    node.spawn(partitions::count(Arc::clone(&node)));
     node.spawn(repair::run(Arc::clone(&node), config.repair_every));
     node.spawn(gc::run(Arc::clone(&node), config.gc_after));
     node.spawn(compact::watch(Arc::clone(&node)));

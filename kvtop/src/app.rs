@@ -2,7 +2,7 @@
 
 use crate::event::{Event, Feed};
 use crate::keymap::Action;
-use crate::state::{Cluster, Millis, Node, Uid, by_name};
+use crate::state::{Cluster, Millis, Node, Uid, Wanted, by_name};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +23,27 @@ pub enum Effect {
     /// Ask for samples at this interval.
     Interval(Millis),
     Quit,
+}
+
+/// What fills the screen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Screen {
+    Overview,
+    Lag,
+    Nodes,
+    /// The selected node.
+    Node,
+}
+
+impl Screen {
+    /// What it shows besides the cluster itself.
+    pub fn wants(self) -> Wanted {
+        match self {
+            Self::Overview | Self::Nodes => Wanted::default(),
+            Self::Lag => Wanted { partitions: true, repair: true },
+            Self::Node => Wanted { partitions: true, repair: false },
+        }
+    }
 }
 
 /// The connection.
@@ -56,6 +77,9 @@ pub struct App {
     pub attempt: Option<Attempt>,
     /// The last endpoint that did not answer, and why.
     pub failure: Option<(String, String)>,
+    pub screen: Screen,
+    /// Where Esc leads from a node.
+    behind: Screen,
     pub selected: Option<Uid>,
     /// First line of the help, when it is open.
     pub help: Option<u16>,
@@ -83,6 +107,8 @@ impl App {
             link: Link::Connecting,
             attempt,
             failure: None,
+            screen: Screen::Overview,
+            behind: Screen::Nodes,
             selected: None,
             help: None,
             samples: 0,
@@ -132,6 +158,19 @@ impl App {
         self.live.as_ref().map(|cluster| self.now.saturating_sub(cluster.received_at))
     }
 
+    /// The selected node.
+    pub fn node(&self) -> Option<&Node> {
+        let selected = self.selected.as_ref()?;
+        self.cluster()?.nodes.iter().find(|node| node.uid == *selected)
+    }
+
+    /// Begins with this on screen.
+    pub fn show(&mut self, screen: Screen) {
+        self.help = None;
+        self.screen = screen;
+        self.sort_anew();
+    }
+
     /// Nodes in their order on screen.
     pub fn nodes(&self) -> Vec<&Node> {
         let Some(cluster) = self.cluster() else {
@@ -163,11 +202,16 @@ impl App {
             Action::Quit => return Effect::Quit,
             Action::Help => self.help = if self.help.is_some() { None } else { Some(0) },
             Action::Release if self.help.is_some() => self.help = None,
+            Action::Release if self.screen == Screen::Node => self.show(self.behind),
             Action::Release => self.select(None),
             Action::Down => self.step(1),
             Action::Up => self.step(-1),
             Action::First => self.step(isize::MIN),
             Action::Last => self.step(isize::MAX),
+            Action::Overview => self.show(Screen::Overview),
+            Action::Lag => self.show(Screen::Lag),
+            Action::Nodes => self.show(Screen::Nodes),
+            Action::Enter => self.open(),
             Action::Pause => self.pause(),
             Action::Slower => return self.pace(INTERVALS.into_iter().find(|i| *i > self.interval)),
             Action::Faster => {
@@ -194,6 +238,21 @@ impl App {
         };
         let uid = nodes[row].uid.clone();
         self.select(Some(uid));
+    }
+
+    /// One node, and back from there to where it was opened.
+    fn open(&mut self) {
+        if self.help.is_some() || self.screen == Screen::Node {
+            return;
+        }
+        if self.selected.is_none() {
+            let first = self.nodes().first().map(|node| node.uid.clone());
+            self.select(first);
+        }
+        if self.selected.is_some() {
+            self.behind = self.screen;
+            self.screen = Screen::Node;
+        }
     }
 
     fn select(&mut self, uid: Option<Uid>) {
@@ -225,6 +284,16 @@ impl App {
             Feed::Failed { endpoint, why } => self.failure = Some((endpoint, why)),
             Feed::Exhausted => self.attempt = None,
             Feed::Lost { endpoint, why } => self.link = Link::Lost { endpoint, why },
+            Feed::Partitions(reply) => {
+                if let Some(cluster) = &mut self.live {
+                    cluster.take_partitions(*reply, self.now);
+                }
+            }
+            Feed::Repair(reply) => {
+                if let Some(cluster) = &mut self.live {
+                    cluster.take_repair(*reply, self.now);
+                }
+            }
             Feed::Sample { view, opened } => {
                 self.link = Link::Live;
                 self.samples += 1;
@@ -237,8 +306,14 @@ impl App {
         }
     }
 
-    /// Problems first, then by name. While a node is selected no row may jump under the operator's
-    /// eyes: new nodes are added at the end.
+    /// Sorts as this screen does, though a node is selected.
+    fn sort_anew(&mut self) {
+        self.order.clear();
+        self.arrange();
+    }
+
+    /// Problems or the worst lag first, then by name. While a node is selected no row may jump
+    /// under the operator's eyes: new nodes are added at the end.
     fn arrange(&mut self) {
         let Some(cluster) = self.held.as_ref().map(|(cluster, _)| cluster).or(self.live.as_ref())
         else {
@@ -247,10 +322,20 @@ impl App {
         let known: BTreeSet<&Uid> = cluster.nodes.iter().map(|node| &node.uid).collect();
         if self.selected.as_ref().is_some_and(|uid| !known.contains(uid)) {
             self.selected = None;
+            if self.screen == Screen::Node {
+                self.screen = self.behind;
+            }
         }
+        let now = cluster.view.observed_at_ms;
+        let by_lag = self.screen == Screen::Lag
+            || (self.screen == Screen::Node && self.behind == Screen::Lag);
+        let badness = |node: &Node| match by_lag {
+            true => node.lag().badness(now),
+            false => (node.level() as u8, 0),
+        };
         let mut sorted: Vec<&Node> = cluster.nodes.iter().collect();
         sorted.sort_by(|a, b| {
-            let worst_first = Reverse(a.level()).cmp(&Reverse(b.level()));
+            let worst_first = Reverse(badness(a)).cmp(&Reverse(badness(b)));
             worst_first.then_with(|| by_name(&a.seen.name, &b.seen.name))
         });
         let sorted = sorted.into_iter().map(|node| node.uid.clone());

@@ -1,6 +1,6 @@
 //! The command line, and what it means in this environment.
 
-use crate::app::{INTERVAL_MAX, INTERVAL_MIN};
+use crate::app::{INTERVAL_MAX, INTERVAL_MIN, Screen};
 use crate::state::Millis;
 use crate::view::theme::{Palette, Theme};
 use clap::{Parser, ValueEnum};
@@ -21,6 +21,10 @@ pub struct Args {
     /// Time between samples, 0.25s to 60s
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     pub interval: Millis,
+
+    /// Begin with this view
+    #[arg(long, value_name = "VIEW", default_value = "overview")]
+    pub view: View,
 
     /// Use colour; signs and words carry the meaning in any case
     #[arg(long, value_name = "WHEN", default_value = "auto")]
@@ -50,6 +54,25 @@ pub struct Args {
 const EXIT_CODES: &str = "\
 Exit codes of --once: 0 all is well, 11 it is not, 6 no node was reachable, 2 bad usage.
 Without --once, 0 after q. NO_COLOR turns colour off.";
+
+/// A view, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum View {
+    Overview,
+    Lag,
+    Nodes,
+}
+
+impl View {
+    /// The screen of that name.
+    pub fn screen(self) -> Screen {
+        match self {
+            Self::Overview => Screen::Overview,
+            Self::Lag => Screen::Lag,
+            Self::Nodes => Screen::Nodes,
+        }
+    }
+}
 
 /// When to use colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,7 @@
 //! Everything that can happen to the dashboard.
 
 use crate::keymap::Action;
-use proto::v1::ClusterView;
+use proto::v1::{ClusterView, PartitionsReply, RepairReply};
 
 /// One thing that happened.
 #[derive(Clone, Debug)]
@@ -25,6 +25,10 @@ pub enum Feed {
     Exhausted,
     /// The cluster as a node sees it; `opened` with the first of a stream.
     Sample { view: Box<ClusterView>, opened: bool },
+    /// Who holds what, asked for by a view.
+    Partitions(Box<PartitionsReply>),
+    /// How repair goes, likewise.
+    Repair(Box<RepairReply>),
     /// The stream that gave samples ended.
     Lost { endpoint: String, why: String },
 }

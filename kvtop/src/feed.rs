@@ -1,14 +1,17 @@
 //! The network: finds a node that answers, follows its view of the cluster, goes on through
 //! another when that one dies. It runs beside the input loop and only ever sends it events.
 
+mod details;
+
 use crate::event::{Event, Feed};
-use crate::state::Millis;
+use crate::state::{Millis, Wanted};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::client::Client;
 use proto::v1::{ClusterView, GetClusterRequest, NodeState, WatchClusterRequest};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 /// Events under way to the input loop. When it is full the network waits.
@@ -31,6 +34,7 @@ const SILENCE_MIN: Duration = Duration::from_secs(2);
 pub struct Handle {
     pub events: mpsc::Receiver<Event>,
     interval: watch::Sender<Millis>,
+    wanted: watch::Sender<Wanted>,
 }
 
 impl Handle {
@@ -38,21 +42,32 @@ impl Handle {
     pub fn pace(&self, interval: Millis) {
         self.interval.send_replace(interval);
     }
+
+    /// Asks for this besides, from now on.
+    pub fn want(&self, wanted: Wanted) {
+        self.wanted.send_if_modified(|now| {
+            let changes = *now != wanted;
+            *now = wanted;
+            changes
+        });
+    }
 }
 
 /// Starts the network side, which first tries `endpoints`.
 pub fn start(endpoints: Vec<String>, interval: Millis) -> Handle {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (pace, paced) = watch::channel(interval);
+    let (want, wanted) = watch::channel(Wanted::default());
     let follower = Follower {
         given: endpoints,
         learned: Vec::new(),
         cluster: None,
         interval: paced,
+        wanted,
         events: sender,
     };
     tokio::spawn(follower.run());
-    Handle { events, interval: pace }
+    Handle { events, interval: pace, wanted: want }
 }
 
 struct Follower {
@@ -62,6 +77,7 @@ struct Follower {
     /// Id of the cluster that is followed.
     cluster: Option<Vec<u8>>,
     interval: watch::Receiver<Millis>,
+    wanted: watch::Receiver<Wanted>,
     events: mpsc::Sender<Event>,
 }
 
@@ -135,6 +151,9 @@ impl Follower {
     /// Passes on what the node says until it stops; the number of samples, and why it stopped.
     async fn follow(&mut self, found: Found) -> (usize, String) {
         let mut admin = found.client.admin();
+        // Ends with this node: when the set is dropped.
+        let mut asking = JoinSet::new();
+        asking.spawn(details::run(found.client.clone(), self.wanted.clone(), self.events.clone()));
         let mut last_event = self.take(found.view, true).await;
         let mut samples = 1;
         loop {
@@ -252,6 +271,7 @@ mod tests {
             learned: Vec::new(),
             cluster: None,
             interval: watch::channel(1_000).1,
+            wanted: watch::channel(Wanted::default()).1,
             events: mpsc::channel(1).0,
         };
         assert_eq!(follower.endpoints(None), ["a:1", "seed:9"]);

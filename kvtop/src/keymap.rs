@@ -9,7 +9,11 @@ pub enum Action {
     Up,
     First,
     Last,
+    Enter,
     Release,
+    Overview,
+    Lag,
+    Nodes,
     Pause,
     Slower,
     Faster,
@@ -30,7 +34,7 @@ pub struct Binding {
 }
 
 /// Every key there is, except Ctrl-C, which is [`Action::Quit`] too.
-pub const BINDINGS: [Binding; 10] = [
+pub const BINDINGS: [Binding; 14] = [
     Binding {
         action: Action::Down,
         keys: "j, down",
@@ -60,11 +64,39 @@ pub const BINDINGS: [Binding; 10] = [
         codes: &[KeyCode::Char('G'), KeyCode::End],
     },
     Binding {
+        action: Action::Enter,
+        keys: "Enter",
+        does: "open the node, with all that is known of it",
+        hint: "Enter open",
+        codes: &[KeyCode::Enter],
+    },
+    Binding {
         action: Action::Release,
         keys: "Esc",
-        does: "close this help; let go of the node, problems first again",
+        does: "out of help or node; else let go of the node, and sort again",
         hint: "",
         codes: &[KeyCode::Esc],
+    },
+    Binding {
+        action: Action::Overview,
+        keys: "1",
+        does: "overview: can I read and write, what is at risk",
+        hint: "1 overview",
+        codes: &[KeyCode::Char('1')],
+    },
+    Binding {
+        action: Action::Lag,
+        keys: "3",
+        does: "lag: what each replica lacks, since when, is it draining",
+        hint: "3 lag",
+        codes: &[KeyCode::Char('3')],
+    },
+    Binding {
+        action: Action::Nodes,
+        keys: "4",
+        does: "nodes, and from there one node",
+        hint: "4 nodes",
+        codes: &[KeyCode::Char('4')],
     },
     Binding {
         action: Action::Pause,

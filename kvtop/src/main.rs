@@ -48,8 +48,10 @@ fn run(args: Args) -> Result<u8> {
 }
 
 async fn print(args: Args, theme: Theme) -> Result<u8> {
-    let app = App::new(&args.endpoint, args.interval, now());
+    let mut app = App::new(&args.endpoint, args.interval, now());
     let feed = feed::start(args.endpoint.clone(), args.interval);
+    app.show(args.view.screen());
+    feed.want(app.screen.wants());
     let app = match once::collect(app, feed, args.sampling, now).await {
         Ok(app) => app,
         Err(why) => {
@@ -78,6 +80,7 @@ async fn dashboard(args: Args, theme: Theme) -> Result<u8> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::take().context("take over the terminal")?;
     let mut app = App::new(&args.endpoint, args.interval, now());
+    app.show(args.view.screen());
     screen.draw(|area, buf| view::render(&app, &theme, area, buf))?;
     let mut feed = feed::start(args.endpoint.clone(), args.interval);
     let mut keys = EventStream::new();
@@ -99,6 +102,7 @@ async fn dashboard(args: Args, theme: Theme) -> Result<u8> {
             Effect::Interval(interval) => feed.pace(interval),
             Effect::None => {}
         }
+        feed.want(app.screen.wants());
         screen.draw(|area, buf| view::render(&app, &theme, area, buf))?;
         panic_if_asked();
     }

@@ -3,7 +3,7 @@
 use crate::app::App;
 use crate::event::{Event, Feed};
 use crate::feed;
-use crate::state::{Cluster, Level, Millis, Node};
+use crate::state::{Cluster, Lag, Level, Millis, Node, worst_lags};
 use crate::view::{self, theme::Theme};
 use proto::v1::NodeState;
 use ratatui::buffer::Buffer;
@@ -17,7 +17,8 @@ use tokio::time::{Instant, timeout_at};
 /// Wait this long for a first answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Wait this much longer than asked for the second sample, without which there are no rates.
+/// Wait this much longer than asked for the second sample, without which there are no rates, and for
+/// what the view asks for besides.
 const RATES_MAX: Duration = Duration::from_secs(3);
 
 /// Follows the cluster for `sampling`, or tells why that was not possible.
@@ -34,7 +35,7 @@ pub async fn collect(
             Ok(Some(event)) => event,
             Ok(None) | Err(_) if app.samples == 0 => return Err(why(&app)),
             Ok(None) => return Ok(app),
-            Err(_) if !has_rates(&app) && Instant::now() < rates_until => {
+            Err(_) if !is_complete(&app) && Instant::now() < rates_until => {
                 until = rates_until;
                 continue;
             }
@@ -49,7 +50,7 @@ pub async fn collect(
         if first && app.samples > 0 {
             until = Instant::now() + sampling;
             rates_until = until + RATES_MAX;
-        } else if until == rates_until && has_rates(&app) {
+        } else if until == rates_until && is_complete(&app) {
             return Ok(app);
         }
     }
@@ -125,15 +126,25 @@ pub fn json(app: &App) -> Value {
             "put_p50_us": cluster.history.put_latency(since, 0.5),
             "put_p99_us": cluster.history.put_latency(since, 0.99),
         },
-        "nodes": app.nodes().into_iter().map(node).collect::<Vec<_>>(),
+        "nodes": app.nodes().into_iter().map(|it| node(cluster, it)).collect::<Vec<_>>(),
+        "lagging_partitions": cluster.partitions(app.now).map(|reply| {
+            let lags = worst_lags(reply, view.observed_at_ms);
+            lags.iter().filter(|lag| matches!(lag, Lag::Since { .. })).count()
+        }),
         "events": cluster.log.newest().map(|entry| json!({
             "at_ms": entry.at_ms, "level": view::word(entry.level), "text": entry.text,
         })).collect::<Vec<_>>(),
     })
 }
 
-fn has_rates(app: &App) -> bool {
-    app.cluster().is_some_and(|cluster| cluster.totals().0.is_some())
+/// Rates are known, and what the view asks for has come.
+fn is_complete(app: &App) -> bool {
+    let wanted = app.screen.wants();
+    app.cluster().is_some_and(|cluster| {
+        cluster.totals().0.is_some()
+            && (!wanted.partitions || cluster.partitions(app.now).is_some())
+            && (!wanted.repair || cluster.repair(app.now).is_some())
+    })
 }
 
 fn why(app: &App) -> String {
@@ -180,7 +191,9 @@ fn copies(cluster: &Cluster) -> Value {
     json!({ "wanted": copies.n, "partitions": copies.partitions(), "by_live_copies": copies.count })
 }
 
-fn node(node: &Node) -> Value {
+fn node(cluster: &Cluster, node: &Node) -> Value {
+    let now = cluster.view.observed_at_ms;
+    let lag = seen_lag(node);
     let seen = &node.seen;
     let load = node.load.as_ref();
     let stats = seen.stats.as_ref();
@@ -202,6 +215,13 @@ fn node(node: &Node) -> Value {
         "share": seen.share_ratio,
         "fair": seen.fair_ratio,
         "copies": seen.copies,
+        "lag_ms": node.lag().age(now),
+        "lag_known": lag.is_some_and(|lag| !lag.more && lag.unheard.is_empty()),
+        "lag_keys": lag.map(|lag| lag.keys),
+        "lag_bytes": lag.map(|lag| lag.bytes),
+        "lag_drain_per_s": cluster.lag_track(node).and_then(|track| track.drain()),
+        "checked_ms": node.checked_at().map(|at| now.saturating_sub(at)),
+        "lost_data": stats.map(|stats| stats.lost_data),
         "rtt_us": (seen.latency_us > 0).then_some(seen.latency_us),
         "gets_per_s": load.map(|load| load.rates.gets),
         "puts_per_s": load.map(|load| load.rates.puts),
@@ -214,6 +234,10 @@ fn node(node: &Node) -> Value {
         "stats_at_ms": stats.map(|_| seen.stats_at_ms),
         "version": seen.version,
     })
+}
+
+fn seen_lag(node: &Node) -> Option<&proto::v1::Lag> {
+    node.seen.lag.as_ref()
 }
 
 fn hex(bytes: &[u8]) -> String {

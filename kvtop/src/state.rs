@@ -3,14 +3,19 @@
 //! It knows neither the screen nor the network, and time is an argument.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod details;
 mod history;
+mod lag;
 mod log;
 mod rates;
 
+pub use details::{Rounds, Wanted, live_elsewhere, worst, worst_lags};
 pub use history::{History, Point};
+pub use lag::{CHECKED, LAG, LAG_SPAN, Lag, LagTrack};
 pub use log::{Entry, Log};
 pub use rates::{Load, Rates};
 
+use details::Details;
 use proto::v1::{ClusterView, KeyspaceView, NodeState, NodeView};
 use rates::Track;
 use std::cmp::Ordering;
@@ -74,6 +79,8 @@ pub struct Cluster {
     pub history: History,
     pub log: Log,
     tracks: BTreeMap<Uid, Track>,
+    lags: BTreeMap<Uid, LagTrack>,
+    details: Details,
 }
 
 /// One node, with its rates.
@@ -99,6 +106,8 @@ impl Cluster {
             history: History::default(),
             log: Log::default(),
             tracks: BTreeMap::new(),
+            lags: BTreeMap::new(),
+            details: Details::default(),
         };
         cluster.view.id.clone_from(&view.id);
         cluster.sample(view, now, 0, true);
@@ -118,6 +127,11 @@ impl Cluster {
         let mut point = Point::new(before, now);
         let members: BTreeSet<Uid> = view.nodes.iter().map(uid_of).collect();
         self.tracks.retain(|uid, _| members.contains(uid));
+        self.lags.retain(|uid, _| members.contains(uid));
+        for seen in &view.nodes {
+            let track = self.lags.entry(uid_of(seen)).or_default();
+            track.take(seen.lag.as_ref(), view.observed_at_ms);
+        }
         self.nodes = view
             .nodes
             .iter()
@@ -137,6 +151,11 @@ impl Cluster {
     /// Unix milliseconds on the viewpoint's clock, as far as can be told.
     pub fn viewpoint_now(&self, now: Millis) -> Millis {
         self.view.observed_at_ms.saturating_add(now.saturating_sub(self.received_at))
+    }
+
+    /// How a node's lag went lately.
+    pub fn lag_track(&self, node: &Node) -> Option<&LagTrack> {
+        self.lags.get(&node.uid)
     }
 
     /// Level of the verdict.
@@ -207,9 +226,11 @@ impl Node {
     /// The worst of what is known about it.
     pub fn level(&self) -> Level {
         let state = match self.state() {
+            NodeState::Up if self.lost_data() => Level::Warn,
             NodeState::Up => Level::Ok,
             NodeState::Down => Level::Critical,
-            NodeState::Suspect | NodeState::Unknown | NodeState::Unspecified => Level::Unknown,
+            NodeState::Suspect => Level::Warn,
+            NodeState::Unknown | NodeState::Unspecified => Level::Unknown,
         };
         let ring = if self.ring_differs { Level::Warn } else { Level::Ok };
         let records = match &self.seen.stats {

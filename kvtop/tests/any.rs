@@ -4,7 +4,7 @@ mod fixture;
 
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use fixture::{START, Scene, draw, text};
-use kvtop::app::{App, Effect};
+use kvtop::app::{App, Effect, Screen};
 use kvtop::event::{Event, Feed};
 use kvtop::keymap;
 use kvtop::view::theme::{Palette, Theme};
@@ -16,16 +16,17 @@ enum Step {
     Key(KeyEvent),
     Wait(u64),
     Sample { nodes: usize, down: Vec<usize>, second: u64, opened: bool, garble: u8 },
+    Details { nodes: usize, down: Vec<usize>, second: u64, garble: u8 },
     Lost,
     Trying(usize),
     Failed,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let known: Vec<KeyCode> = "jkgG +-=?qx"
+    let known: Vec<KeyCode> = "jkgG +-=?qx1344"
         .chars()
         .map(KeyCode::Char)
-        .chain([KeyCode::Esc, KeyCode::Up, KeyCode::Down])
+        .chain([KeyCode::Esc, KeyCode::Up, KeyCode::Down, KeyCode::Enter, KeyCode::Enter])
         .collect();
     let sample = (
         1_usize..15,
@@ -34,7 +35,9 @@ fn step() -> impl Strategy<Value = Step> {
         any::<bool>(),
         any::<u8>(),
     );
+    let details = (1_usize..15, prop::collection::vec(1_usize..15, 0..4), 0_u64..100, any::<u8>());
     prop_oneof![
+        2 => details.prop_map(|(nodes, down, second, garble)| Step::Details { nodes, down, second, garble }),
         4 => prop::sample::select(known).prop_map(|code| Step::Key(KeyEvent::new(code, KeyModifiers::NONE))),
         1 => any::<char>().prop_map(|c| Step::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL))),
         1 => (0_u64..10_000_000).prop_map(Step::Wait),
@@ -78,6 +81,15 @@ fn garbled(mut view: proto::v1::ClusterView, how: u8) -> proto::v1::ClusterView 
         stats.disk_free_bytes = u64::MAX;
         stats.bad_records = u64::MAX;
     }
+    for node in view.nodes.iter_mut().filter(|_| bit(2)) {
+        node.seen_by.iter_mut().for_each(|seen| seen.state = 42);
+        for lag in node.lag.iter_mut() {
+            (lag.since_ms, lag.keys, lag.bytes) = (u64::MAX, u64::MAX, u64::MAX);
+            (lag.checked_at_ms, lag.more) = (u64::MAX, bit(4));
+        }
+        let hints = node.stats.iter_mut().flat_map(|stats| &mut stats.hints);
+        hints.for_each(|hints| hints.keys = u64::MAX);
+    }
     if bit(6) {
         view.observed_at_ms = u64::MAX - 5;
         view.nodes.truncate(1);
@@ -100,6 +112,22 @@ fn apply(app: &mut App, step: Step) -> Effect {
             let view = Box::new(garbled(Scene::new(nodes, &down).view(second % 100), garble));
             app.update(Event::Feed(Feed::Sample { view, opened }), now + second % 5_000)
         }
+        Step::Details { nodes, down, second, garble } => {
+            let scene = Scene { unheard: vec![2], draining: vec![3], ..Scene::new(nodes, &down) };
+            let (mut partitions, mut repair) = (scene.partitions(second), scene.repair(second));
+            if garble & 1 == 1 {
+                partitions.n = u32::MAX;
+                partitions.partitions.truncate(usize::from(garble));
+                for replica in partitions.partitions.iter_mut().flat_map(|it| &mut it.replicas) {
+                    (replica.since_ms, replica.keys, replica.state) = (u64::MAX, u64::MAX, 77);
+                }
+                for pair in repair.nodes.iter_mut().flat_map(|it| &mut it.pairs) {
+                    (pair.repaired, pair.rounds, pair.peer) = (u64::MAX, u64::MAX, "\n".into());
+                }
+            }
+            app.update(Event::Feed(Feed::Partitions(Box::new(partitions))), now);
+            app.update(Event::Feed(Feed::Repair(Box::new(repair))), now)
+        }
         Step::Lost => app.update(
             Event::Feed(Feed::Lost { endpoint: "10.0.1.1:7400".into(), why: "it ended".into() }),
             now,
@@ -117,7 +145,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_breaks_it(steps in prop::collection::vec(step(), 0..25), width in 0_u16..=200, height in 0_u16..=60) {
+    fn nothing_breaks_it(steps in prop::collection::vec(step(), 0..25), width in 0_u16..=300, height in 0_u16..=300) {
         let mut app = App::new(&["127.0.0.1:7400".to_owned()], 1_000, START);
         for step in steps {
             apply(&mut app, step);
@@ -130,6 +158,12 @@ proptest! {
         }
         kvtop::once::json(&app);
         kvtop::once::ansi(&app, &Theme::MONO, (width, height));
+        for screen in [Screen::Overview, Screen::Lag, Screen::Nodes, Screen::Node] {
+            app.screen = screen;
+            for (width, height) in [(width, height), (80, 24), (120, 40), (60, 15), (40, 10)] {
+                text(&draw(&app, &Theme::MONO, width, height));
+            }
+        }
         prop_assert_eq!(app.selected.is_some(), app.selected_row().is_some());
     }
 }

@@ -109,6 +109,37 @@ fn once_prints_a_frame_and_exits_by_the_verdict() {
 }
 
 #[test]
+fn once_shows_any_view_with_all_it_asks_for() {
+    let (fakes, scene) = cluster(&[]);
+    scene.send_modify(|scene| Arc::make_mut(scene).draining = vec![2]);
+    let once = ["--once", "--endpoint", &fakes[0].address, "--interval", "0.5s", "--view"];
+    let (_, lag, _) = run(&[&once[..], &["lag", "--size", "120x40"]].concat());
+    assert!(lag.contains("[3Lag]") && lag.contains("partitions") && lag.contains("comparing"));
+    assert!(!lag.contains("not told yet"), "{lag}");
+    let (_, nodes, _) = run(&[&once[..], &["nodes"]].concat());
+    assert!(nodes.contains("[4Nodes]") && nodes.contains("up, no vote"), "{nodes}");
+    let (_, facts, _) = run(&[&once[..], &["lag", "-o", "json"]].concat());
+    let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+    let node = |name: &str| {
+        let nodes = facts["nodes"].as_array().expect("nodes");
+        nodes.iter().find(|node| node["name"] == name).expect("a member").clone()
+    };
+    assert_eq!((&node("n1")["lag_ms"], &node("n1")["lag_known"]), (&0.into(), &true.into()));
+    assert_eq!(node("n2")["lost_data"], true);
+    assert!(facts["lagging_partitions"].is_u64(), "{facts}");
+}
+
+#[test]
+fn views_change_by_key_and_back() {
+    let (fakes, _scene) = cluster(&[2]);
+    let session = Session::start(&format!("--endpoint {}", fakes[0].address)).shows("prod-eu");
+    let session = session.types("3").shows("[3Lag]").shows("Anti-entropy");
+    let session = session.types("j\r").shows("As last told").shows("live elsewhere");
+    let out = session.types("1").shows("[1Overview]").types("q").ended();
+    assert!(given_back(&out) && out.contains("exit 0"));
+}
+
+#[test]
 fn a_reader_that_left_is_no_error() {
     let (fakes, _scene) = cluster(&[]);
     let args = ["--once", "--endpoint", &fakes[0].address, "--for", "0s", "--interval", "0.25s"];

@@ -2,7 +2,7 @@
 
 mod fixture;
 
-use fixture::{Scene, connecting, draw, followed, sample, stale, text};
+use fixture::{Scene, connecting, draw, followed, followed_closely, sample, stale, text};
 use kvtop::app::App;
 use kvtop::event::Event;
 use kvtop::keymap::{Action, BINDINGS};
@@ -19,6 +19,36 @@ fn scenes() -> Vec<(&'static str, App)> {
         ("degraded-12", followed(&Scene::new(12, &[7]), 75)),
         ("stale-12", stale()),
     ]
+}
+
+/// The same clusters in the other views.
+fn views() -> Vec<(String, App)> {
+    let scenes = [
+        ("healthy-3", followed_closely(&Scene::new(3, &[]), 75), "n2"),
+        ("degraded-12", followed_closely(&Scene::troubled(), 75), "n7"),
+        ("stale-12", stale(), "n7"),
+    ];
+    let mut views = Vec::new();
+    for (scene, app, name) in scenes {
+        for (view, action) in [("lag", Action::Lag), ("nodes", Action::Nodes)] {
+            let mut app = app.clone();
+            press(&mut app, &[action]);
+            views.push((format!("{view}-{scene}"), app));
+        }
+        views.push((format!("node-{scene}"), opened(app, name)));
+    }
+    let mut app = connecting();
+    press(&mut app, &[Action::Lag]);
+    views.push(("lag-connecting".into(), app));
+    views
+}
+
+/// With one node open.
+fn opened(mut app: App, name: &str) -> App {
+    let node = app.nodes().into_iter().find(|node| node.seen.name == name);
+    app.selected = node.map(|node| node.uid.clone());
+    press(&mut app, &[Action::Nodes, Action::Enter]);
+    app
 }
 
 fn press(app: &mut App, actions: &[Action]) {
@@ -38,6 +68,76 @@ fn every_scene_at_every_size() {
 }
 
 #[test]
+fn every_other_view_at_every_size() {
+    for (view, app) in views() {
+        for (width, height) in SIZES {
+            let frame = text(&draw(&app, &Theme::MONO, width, height));
+            insta::assert_snapshot!(format!("{view}-{width}x{height}"), frame);
+        }
+    }
+}
+
+#[test]
+fn other_nodes_of_a_troubled_cluster() {
+    let app = followed_closely(&Scene::troubled(), 75);
+    for name in ["n4", "n9"] {
+        let frame = text(&draw(&opened(app.clone(), name), &Theme::MONO, 80, 24));
+        insta::assert_snapshot!(format!("node-{name}-80x24"), frame);
+    }
+}
+
+#[test]
+fn lag_that_is_not_known_is_never_0() {
+    let mut app = followed_closely(&Scene::troubled(), 75);
+    press(&mut app, &[Action::Lag]);
+    let order: Vec<_> = app.nodes().iter().map(|node| node.seen.name.clone()).collect();
+    assert_eq!(order[..3], ["n4", "n7", "n1"], "the worst first, then what nobody knows");
+    let frame = text(&draw(&app, &Theme::MONO, 120, 40));
+    let row = |name: &str| {
+        let start = format!("│ {name} ");
+        let row = frame.lines().find(|line| line.starts_with(&start)).expect("a row");
+        row.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(row("n7").contains(&"4m27s+".to_owned()), "n9 may keep more: {:?}", row("n7"));
+    assert!(row("n1").contains(&"?".to_owned()) && !row("n1").contains(&"0".to_owned()));
+    assert!(frame.contains("? unheard n7 n9"), "{frame}");
+}
+
+#[test]
+fn lag_that_drains_says_how_fast_and_how_long() {
+    let mut app = followed_closely(&Scene { draining: vec![2], ..Scene::new(3, &[]) }, 75);
+    press(&mut app, &[Action::Lag]);
+    let frame = text(&draw(&app, &Theme::MONO, 120, 40));
+    assert!(frame.contains("-40/s") && frame.contains("1m25s"), "3 400 at 40 a second: {frame}");
+    app = followed_closely(&Scene { draining: vec![2], ..Scene::new(3, &[]) }, 170);
+    press(&mut app, &[Action::Lag]);
+    let frame = text(&draw(&app, &Theme::MONO, 120, 40));
+    assert!(
+        frame.contains("a copy lags in 0/128") && frame.contains("nobody keeps any"),
+        "{frame}"
+    );
+}
+
+#[test]
+fn a_node_opens_and_closes_where_it_was_opened() {
+    let mut app = followed(&Scene::new(12, &[7]), 5);
+    press(&mut app, &[Action::Lag, Action::Down, Action::Enter]);
+    assert_eq!(app.screen, kvtop::app::Screen::Node);
+    let first = app.selected.clone();
+    press(&mut app, &[Action::Down]);
+    assert_ne!(app.selected, first, "the next one");
+    press(&mut app, &[Action::Release]);
+    assert_eq!(app.screen, kvtop::app::Screen::Lag);
+    assert!(app.selected.is_some());
+    press(&mut app, &[Action::Release, Action::Overview]);
+    assert_eq!(app.selected, None);
+    // One that leaves the cluster is closed.
+    press(&mut app, &[Action::Last, Action::Enter]);
+    sample(&mut app, Scene::new(3, &[]).view(6), false, fixture::START + 6_000);
+    assert_eq!((app.screen, app.selected), (kvtop::app::Screen::Overview, None));
+}
+
+#[test]
 fn a_selected_node_the_help_and_ascii() {
     let mut app = followed(&Scene::new(12, &[7]), 75);
     let ascii = Theme { palette: Palette::Mono, ascii: true };
@@ -52,7 +152,8 @@ fn a_selected_node_the_help_and_ascii() {
 
 #[test]
 fn colour_adds_nothing() {
-    for (scene, app) in scenes() {
+    let scenes = scenes().into_iter().map(|(scene, app)| (scene.to_owned(), app));
+    for (scene, app) in scenes.chain(views()) {
         for (width, height) in SIZES {
             let mono = draw(&app, &Theme::MONO, width, height);
             for palette in [Palette::Ansi16, Palette::Indexed, Palette::Rgb] {
@@ -151,7 +252,7 @@ fn a_node_without_fresh_counters_is_unknown_and_not_counted() {
 fn the_help_lists_every_key() {
     let mut app = connecting();
     press(&mut app, &[Action::Help]);
-    let help = text(&draw(&app, &Theme::MONO, 80, 30));
+    let help = text(&draw(&app, &Theme::MONO, 80, 36));
     for binding in &BINDINGS {
         assert!(help.contains(binding.keys) && help.contains(binding.does), "{}", binding.keys);
     }

@@ -5,7 +5,7 @@ mod fixture;
 mod server;
 
 use kvtop::app::{App, Effect, Link};
-use kvtop::event::Event;
+use kvtop::event::{Event, Feed};
 use kvtop::feed;
 use kvtop::keymap::Action;
 use kvtop::state::Millis;
@@ -93,4 +93,35 @@ async fn a_node_that_takes_connections_but_never_answers_is_passed_over() {
     let mut session = Session { app, feed: feed::start(endpoints, 1_000) };
     session.until("a sample", |app| app.samples > 0).await;
     assert_eq!(viewpoint(&session.app), "n3");
+}
+
+#[tokio::test]
+async fn what_a_view_shows_besides_is_asked_for_only_while_it_is_open() {
+    let (fakes, _scene) = cluster(&[]);
+    let mut session = Session::start(&fakes[0].address, 250);
+    session.until("a sample", |app| app.samples > 0).await;
+    session.app.update(Event::Key(Action::Lag), now());
+    session.feed.want(session.app.screen.wants());
+    let told = |app: &App| {
+        let cluster = app.cluster().expect("a cluster");
+        cluster.partitions(app.now).is_some() && cluster.repair(app.now).is_some()
+    };
+    session.until("partitions and repair", told).await;
+
+    session.app.update(Event::Key(Action::Overview), now());
+    session.feed.want(session.app.screen.wants());
+    let mut after = 0;
+    let ended = tokio::time::sleep(Duration::from_secs(4));
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            event = session.feed.events.recv() => {
+                let event = event.expect("the feed goes on");
+                let asked = matches!(event, Event::Feed(Feed::Partitions(_) | Feed::Repair(_)));
+                after += usize::from(asked);
+            }
+            () = &mut ended => break,
+        }
+    }
+    assert!(after <= 2, "one question may have been under way: {after}");
 }

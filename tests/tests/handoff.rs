@@ -28,6 +28,18 @@ fn lag(cluster: &Cluster) -> serde_json::Value {
     shown["data"]["lag"].clone()
 }
 
+/// Keys that n3 lacks by `ring show`, summed over the partitions, and whether that is all.
+fn lag_by_partition(cluster: &Cluster) -> (u64, bool) {
+    let shown = ok(cluster.kvctl_via(0, &["ring", "show", "-o", "json"]));
+    let shown: serde_json::Value = serde_json::from_slice(&shown).unwrap();
+    let partitions = shown["data"]["partitions"].as_array().unwrap();
+    assert_eq!(partitions.len(), 256);
+    let replicas = partitions.iter().flat_map(|it| it["replicas"].as_array().unwrap());
+    let of: Vec<_> = replicas.filter(|replica| replica["node"] == "n3").collect();
+    let keys = of.iter().map(|it| it["keys"].as_str().unwrap().parse::<u64>().unwrap()).sum();
+    (keys, of.iter().all(|replica| replica["lag_known"] == true))
+}
+
 /// A key whose homes are nodes of these positions and no other.
 fn key_of(cluster: &Cluster, homes: &[usize]) -> String {
     let client = cluster.client(homes[0]);
@@ -71,6 +83,7 @@ fn a_node_that_was_away_is_given_what_it_missed_without_anybody_reading() {
         let lag = lag(&cluster);
         (lag["keys"] == "40" && lag["since"].is_string()).then_some(())
     });
+    assert_eq!(lag_by_partition(&cluster), (40, true));
     for holder in ["n1", "n2"] {
         ok(cluster.kvctl_via(0, &["hints", "pause", "--node", holder]));
     }
@@ -90,6 +103,7 @@ fn a_node_that_was_away_is_given_what_it_missed_without_anybody_reading() {
         let level = lag["since"].is_null() && lag["unheard"] == serde_json::json!([]);
         level.then_some(())
     });
+    eventually("no partition to lag", || (lag_by_partition(&cluster) == (0, true)).then_some(()));
     for i in 0..40 {
         let key = format!("k{i}");
         let [one, three] = ["n1", "n3"].map(|on| cluster.copy(0, on, key.as_bytes()));

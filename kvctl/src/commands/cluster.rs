@@ -26,7 +26,8 @@ pub(crate) async fn init(settings: &Settings, args: Init) -> Result<Exit, Failur
             async move { client.admin().init_cluster(request).await }
         })
         .await?;
-    let nodes: Vec<Node> = view.nodes.iter().map(Node::of).collect();
+    let nodes: Vec<Node> =
+        view.nodes.iter().map(|node| Node::of(node, view.observed_at_ms)).collect();
     let answer = Answer {
         envelope: &Envelope::of_view("kvctl.cluster.init/v1", &view, nodes),
         heading: cluster_line(&view),

@@ -11,6 +11,7 @@ mod get;
 mod help;
 mod hints;
 mod keyspaces;
+mod lag;
 mod load;
 mod locate;
 mod nodes;
@@ -58,7 +59,9 @@ async fn dispatch(
             nodes::list(settings, connection, state, zone, sort).await
         }
         Command::Nodes(Nodes::Show { node }) => nodes::show(settings, connection, &node).await,
-        Command::Ring(Ring::Show) => ring::show(settings, connection).await,
+        Command::Ring(Ring::Show { node, lagging, by }) => {
+            ring::show(settings, connection, by, ring::Which { node, lagging }).await
+        }
         Command::Keyspaces(Keyspaces::List) => keyspaces::list(settings, connection).await,
         Command::Keyspaces(Keyspaces::Show { name }) => {
             keyspaces::show(settings, connection, &name).await

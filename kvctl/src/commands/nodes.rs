@@ -1,6 +1,7 @@
 //! `nodes list|show`: what one node knows of every node.
 
 use crate::cli::{NodeOrder, NodeStateFilter};
+use crate::commands::lag;
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -35,7 +36,12 @@ pub(crate) struct Node {
     ring: Option<String>,
     layout: Option<String>,
     round_trip_us: Option<u64>,
+    /// Null: none is known to be missing, which is 0 only with `lag_known`.
+    lag_ms: Option<u64>,
+    lag_known: bool,
+    checked_ms: Option<u64>,
     lag: Option<Lag>,
+    hints: Option<Hints>,
     /// It has no vote in gets until it is level with its replicas. Null: not heard.
     lost_data: Option<bool>,
     views: Views,
@@ -52,6 +58,16 @@ struct Lag {
     bytes: String,
     more: bool,
     unheard: Vec<String>,
+    /// When it last matched with each that it shares copies with; null: with one, not known.
+    checked_at: Option<String>,
+    differing: String,
+}
+
+/// What it keeps for others.
+#[derive(Debug, Serialize)]
+struct Hints {
+    count: String,
+    bytes: String,
 }
 
 /// What every other member says of a node: names. Suspect is up, with a doubt.
@@ -106,7 +122,7 @@ pub(crate) async fn list(
     };
     let mut nodes: Vec<NodeView> = view.nodes.iter().filter(wanted).cloned().collect();
     sort(&mut nodes, order);
-    let data: Vec<Node> = nodes.iter().map(Node::of).collect();
+    let data: Vec<Node> = nodes.iter().map(|node| Node::of(node, view.observed_at_ms)).collect();
     let answer = Answer {
         envelope: &Envelope::of_view("kvctl.nodes.list/v1", &view, data),
         heading: String::new(),
@@ -127,7 +143,11 @@ pub(crate) async fn show(
         return Err(unknown(&view, name));
     };
     let answer = Answer {
-        envelope: &Envelope::of_view("kvctl.nodes.show/v1", &view, Node::of(node)),
+        envelope: &Envelope::of_view(
+            "kvctl.nodes.show/v1",
+            &view,
+            Node::of(node, view.observed_at_ms),
+        ),
         heading: String::new(),
         table: details(settings, view.observed_at_ms, node),
         names: vec![node.name.clone()],
@@ -139,8 +159,9 @@ pub(crate) async fn show(
 /// The table of nodes, which `status` shows too.
 pub(crate) fn table(settings: &Settings, now_ms: u64, nodes: &[NodeView]) -> Table {
     let mut table = Table::new(&[
-        "NODE", "ZONE", "STATE", "SHARE", "FAIR", "DEV", "GETS", "PUTS", "KEYS", "DISK", "ADDRESS",
-        "+FOR", "+GET P99", "+PUT P99", "+DATA", "+VERSION", "+WHY",
+        "NODE", "ZONE", "STATE", "SHARE", "FAIR", "DEV", "LAG", "CHECKED", "KEYS", "DISK",
+        "ADDRESS", "+FOR", "+GETS", "+PUTS", "+GET P99", "+PUT P99", "+HINTS", "+DATA", "+VERSION",
+        "+WHY",
     ]);
     for node in nodes {
         let stats = node.stats.as_ref();
@@ -151,18 +172,21 @@ pub(crate) fn table(settings: &Settings, now_ms: u64, nodes: &[NodeView]) -> Tab
         table.row(vec![
             node.name.clone().into(),
             node.zone.clone().into(),
-            state_cell(settings, node.state()),
+            node_state_cell(settings, node),
             percent(node.share_ratio).into(),
             percent(node.fair_ratio).into(),
             deviation_cell(settings, node.share_ratio, node.fair_ratio),
-            known(stats.map(|stats| stats.gets.to_string())),
-            known(stats.map(|stats| (stats.puts + stats.deletes).to_string())),
+            lag::node_cell(node.lag.as_ref(), now_ms),
+            lag::age_cell(checked_at(node), now_ms),
             known(stats.map(|stats| stats.keys.to_string())),
             known(stats.and_then(disk_used).map(|used| format!("{:.0}%", used * 100.0))),
             node.address.clone().into(),
             known(lasting(now_ms, node.since_ms)),
+            known(stats.map(|stats| stats.gets.to_string())),
+            known(stats.map(|stats| (stats.puts + stats.deletes).to_string())),
             p99(|stats| &stats.get_latency),
             p99(|stats| &stats.put_latency),
+            known(stats.map(|stats| held(stats).0.to_string())),
             known(stats.map(|stats| size(stats.data_bytes))),
             known(some_text(&node.version)),
             or_dash(&node.why).into(),
@@ -181,6 +205,14 @@ pub(crate) fn state_name(state: NodeState) -> &'static str {
     }
 }
 
+/// The state of a node with its sign, and whether it may vote.
+pub(crate) fn node_state_cell(settings: &Settings, node: &NodeView) -> Cell {
+    match lost_data(node) {
+        Some(true) if node.state() == NodeState::Up => Cell::toned("up, no vote", Tone::Warning),
+        _ => state_cell(settings, node.state()),
+    }
+}
+
 /// A state with its sign.
 pub(crate) fn state_cell(settings: &Settings, state: NodeState) -> Cell {
     let name = state_name(state);
@@ -190,7 +222,13 @@ pub(crate) fn state_cell(settings: &Settings, state: NodeState) -> Cell {
             let sign = if settings.ascii { "X" } else { "✖" };
             Cell::toned(format!("{name} {sign}"), Tone::Alarm)
         }
-        _ => Cell::toned(format!("{name} ?"), Tone::Warning),
+        NodeState::Suspect => {
+            let sign = if settings.ascii { "!" } else { "▲" };
+            Cell::toned(format!("{name} {sign}"), Tone::Warning)
+        }
+        NodeState::Unknown | NodeState::Unspecified => {
+            Cell::toned(format!("{name} ?"), Tone::Warning)
+        }
     }
 }
 
@@ -249,6 +287,12 @@ fn sort(nodes: &mut [NodeView], order: NodeOrder) {
         NodeOrder::State => nodes.sort_by_key(|node| std::cmp::Reverse(node.state)),
         NodeOrder::Share => nodes.sort_by(|a, b| b.share_ratio.total_cmp(&a.share_ratio)),
         NodeOrder::Dev => nodes.sort_by(|a, b| far(b).total_cmp(&far(a))),
+        // What is known to be missing, the oldest first; then what nobody knows; then nothing.
+        NodeOrder::Lag => nodes.sort_by_key(|node| match node.lag.as_ref() {
+            Some(lag) if lag.since_ms > 0 => (0, lag.since_ms),
+            Some(lag) if lag::is_known(lag) => (2, 0),
+            _ => (1, 0),
+        }),
         NodeOrder::Keys => nodes.sort_by_key(|node| std::cmp::Reverse(keys(node))),
         NodeOrder::Disk => nodes.sort_by(|a, b| disk(b).total_cmp(&disk(a))),
     }
@@ -262,7 +306,7 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
     field("address", node.address.clone().into());
     field("zone", node.zone.clone().into());
     field("weight", node.weight.to_string().into());
-    field("state", state_cell(settings, node.state()));
+    field("state", node_state_cell(settings, node));
     let lasting = lasting(now_ms, node.since_ms);
     field("for", lasting.unwrap_or_else(|| "?".into()).into());
     field("why", or_dash(&node.why).into());
@@ -273,7 +317,8 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
     field("copies", node.copies.to_string().into());
     let ring = node.layout.as_ref().map(|layout| format!("{} ({})", layout.depth, hex(&layout.id)));
     field("ring", ring.unwrap_or_else(|| "?".into()).into());
-    field("lag", lag(now_ms, node.lag.as_ref()).into());
+    field("lag", lag_in_full(now_ms, node.lag.as_ref()).into());
+    field("checked", checked(now_ms, node).into());
     let round_trip = (node.latency_us > 0).then_some(node.latency_us);
     field("round trip", millis(round_trip).into());
     field("version", some_text(&node.version).unwrap_or_else(|| "?".into()).into());
@@ -289,6 +334,7 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
             format!("{:.0}%, {free} of {total} free", used * 100.0)
         },
     );
+    let (hints, hint_bytes) = held(stats);
     let up = self::lasting(now_ms, stats.started_at_ms).map(|for_| format!(" ({for_} ago)"));
     let started = some_time(stats.started_at_ms).unwrap_or_else(|| "?".into());
     for (name, value) in [
@@ -303,6 +349,7 @@ fn details(settings: &Settings, now_ms: u64, node: &NodeView) -> Table {
         ("read repairs", stats.read_repairs.to_string()),
         ("siblings seen", stats.siblings_seen.to_string()),
         ("keys", stats.keys.to_string()),
+        ("hints held", format!("{hints}, {}", size(hint_bytes))),
         ("data", size(stats.data_bytes)),
         ("disk", disk),
         ("bad records", stats.bad_records.to_string()),
@@ -357,7 +404,7 @@ pub(crate) fn disagreements(settings: &Settings, view: &ClusterView) -> String {
 }
 
 /// How far a node is behind; what is not known is never zero.
-fn lag(now_ms: u64, lag: Option<&proto::v1::Lag>) -> String {
+fn lag_in_full(now_ms: u64, lag: Option<&proto::v1::Lag>) -> String {
     let Some(lag) = lag else { return "?".into() };
     let unheard = lag.unheard.join(", ");
     match lasting(now_ms, lag.since_ms) {
@@ -369,6 +416,28 @@ fn lag(now_ms: u64, lag: Option<&proto::v1::Lag>) -> String {
             format!("{age}{more}, {} keys, {} kept for it", lag.keys, size(lag.bytes))
         }
     }
+}
+
+/// The age of its oldest last match with one of those it shares copies with.
+fn checked(now_ms: u64, node: &NodeView) -> String {
+    let differing = node.lag.as_ref().map_or(0, |lag| lag.differing);
+    let unlike = if differing > 0 { format!(", {differing} keys unlike") } else { String::new() };
+    let age = lasting(now_ms, checked_at(node)).map(|age| format!("{age} ago"));
+    age.unwrap_or_else(|| "?".into()) + &unlike
+}
+
+fn checked_at(node: &NodeView) -> u64 {
+    node.lag.as_ref().map_or(0, |lag| lag.checked_at_ms)
+}
+
+/// Keys and bytes it keeps for others.
+fn held(stats: &NodeStats) -> (u64, u64) {
+    let sum = |of: fn(&proto::v1::HintTotal) -> u64| stats.hints.iter().map(of).sum();
+    (sum(|hints| hints.keys), sum(|hints| hints.bytes))
+}
+
+fn lost_data(node: &NodeView) -> Option<bool> {
+    node.stats.as_ref().map(|stats| stats.lost_data)
 }
 
 fn lasting(now_ms: u64, since_ms: u64) -> Option<String> {
@@ -403,8 +472,11 @@ fn millis(us: Option<u64>) -> String {
 }
 
 impl Node {
-    /// A node of the view.
-    pub(crate) fn of(node: &NodeView) -> Self {
+    /// A node of the view, as of `now_ms`.
+    pub(crate) fn of(node: &NodeView, now_ms: u64) -> Self {
+        let lag = node.lag.clone().unwrap_or_default();
+        let lag_known = node.lag.as_ref().is_some_and(lag::is_known);
+        let hints = node.stats.as_ref().map(held);
         Self {
             name: node.name.clone(),
             uid: hex(&node.uid),
@@ -421,6 +493,11 @@ impl Node {
             ring: node.layout.as_ref().map(|layout| layout.depth.to_string()),
             layout: node.layout.as_ref().map(|layout| hex(&layout.id)),
             round_trip_us: (node.latency_us > 0).then_some(node.latency_us),
+            lag_ms: lag::millis(lag.since_ms, lag_known, now_ms),
+            lag_known,
+            checked_ms: (lag.checked_at_ms > 0).then(|| now_ms.saturating_sub(lag.checked_at_ms)),
+            hints: hints
+                .map(|(count, bytes)| Hints { count: count.to_string(), bytes: bytes.to_string() }),
             lost_data: node.stats.as_ref().map(|stats| stats.lost_data),
             lag: node.lag.as_ref().map(|lag| Lag {
                 since: some_time(lag.since_ms),
@@ -428,6 +505,8 @@ impl Node {
                 bytes: lag.bytes.to_string(),
                 more: lag.more,
                 unheard: lag.unheard.clone(),
+                checked_at: some_time(lag.checked_at_ms),
+                differing: lag.differing.to_string(),
             }),
             views: Views::of(node),
             stats: node.stats.as_ref().map(Stats::of),
@@ -548,9 +627,28 @@ mod tests {
         let silent = node("n1", 0.5, NodeState::Unknown);
         let row = table(&settings(), 0, std::slice::from_ref(&silent)).tsv();
         assert!(row.contains("n1\ta\tunknown ?\t50.0%\t50.0%\t0%\t?\t?\t?\t?\t"), "{row}");
-        let json = serde_json::to_value(Node::of(&silent)).unwrap();
+        let json = serde_json::to_value(Node::of(&silent, 5)).unwrap();
         assert!(json["stats"].is_null() && json["round_trip_us"].is_null());
         assert_eq!(json["state"], "unknown");
+        assert!(
+            json["lag_ms"].is_null() && json["checked_ms"].is_null() && json["hints"].is_null()
+        );
+        assert_eq!(json["lag_known"], false);
+    }
+
+    #[test]
+    fn a_node_says_how_far_it_is_behind_and_whether_it_votes() {
+        let mut seen = node("n1", 0.5, NodeState::Up);
+        let checked_at_ms = 40_000;
+        seen.lag = Some(proto::v1::Lag { since_ms: 8_000, checked_at_ms, ..Default::default() });
+        let hints = vec![proto::v1::HintTotal { keys: 3, bytes: 500, ..Default::default() }];
+        seen.stats = Some(NodeStats { hints, lost_data: true, ..Default::default() });
+        let row = table(&settings(), 200_000, std::slice::from_ref(&seen)).tsv();
+        assert!(row.contains("n1\ta\tup, no vote\t50.0%\t50.0%\t0%\t3m12s\t2m40s\t"), "{row}");
+        let json = serde_json::to_value(Node::of(&seen, 200_000)).unwrap();
+        assert_eq!((&json["lag_ms"], &json["lag_known"]), (&192_000.into(), &true.into()));
+        assert_eq!((&json["checked_ms"], &json["lost_data"]), (&160_000.into(), &true.into()));
+        assert_eq!(json["hints"], serde_json::json!({"count": "3", "bytes": "500"}));
     }
 
     #[test]
@@ -568,6 +666,11 @@ mod tests {
         assert_eq!(sorted(NodeOrder::Dev), ["n2", "n3", "n1"]);
         assert_eq!(sorted(NodeOrder::Name), ["n1", "n2", "n3"]);
         assert_eq!(sorted(NodeOrder::State)[0], "n2");
+        let lag = |since_ms| Some(proto::v1::Lag { since_ms, ..Default::default() });
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        (nodes[0].lag, nodes[1].lag, nodes[2].lag) = (lag(0), None, lag(5));
+        sort(&mut nodes, NodeOrder::Lag);
+        assert_eq!(nodes.iter().map(|node| &node.name).collect::<Vec<_>>(), ["n3", "n2", "n1"]);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) async fn run(settings: &Settings, connection: &Connection) -> Result<
         nodes_up: up(&view),
         layout_agreed: view.layout_agreed,
         version: view.version.clone(),
-        nodes: view.nodes.iter().map(Node::of).collect(),
+        nodes: view.nodes.iter().map(|node| Node::of(node, view.observed_at_ms)).collect(),
         keyspaces: view.keyspaces.iter().map(keyspaces::KeyspaceJson::of).collect(),
         verdict: VerdictJson {
             level: level(verdict.level()).0,

@@ -3,7 +3,8 @@
 use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::{
-    Node, compact, coordinator, deadline, gc, handoff, membership, repair, scrub, value, view,
+    Node, compact, coordinator, deadline, gc, handoff, membership, partitions, repair, scrub,
+    value, view,
 };
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
@@ -14,9 +15,10 @@ use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
     ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GcReply, GcRequest,
-    GetClusterRequest, GetLayoutRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace,
-    LayoutView, LocateReply, LocateRequest, LocatedNode, ReadCopyReply, ReadCopyRequest,
-    RepairReply, RepairRequest, ScrubReply, ScrubRequest, WatchClusterRequest,
+    GetClusterRequest, GetLayoutRequest, GetPartitionsRequest, HintsReply, HintsRequest,
+    InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
+    PartitionsReply, ReadCopyReply, ReadCopyRequest, RepairReply, RepairRequest, ScrubReply,
+    ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -112,6 +114,13 @@ impl Admin for AdminService {
         request: Request<CompactRequest>,
     ) -> Result<Response<CompactReply>, Status> {
         respond(compact::everywhere(&self.node, request.into_inner()).await)
+    }
+
+    async fn get_partitions(
+        &self,
+        request: Request<GetPartitionsRequest>,
+    ) -> Result<Response<PartitionsReply>, Status> {
+        respond(partitions::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn repair(

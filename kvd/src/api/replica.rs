@@ -4,8 +4,8 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, detector, gc, handoff, membership, put, repair, scan,
-    scrub, tree, witness,
+    Cluster, Node, compact, coordinator, detector, gc, handoff, membership, partitions, put,
+    repair, scan, scrub, tree, witness,
 };
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
@@ -220,6 +220,9 @@ impl Served {
             }
             Some(call::Body::Compact(ask)) => {
                 self.answer(id, Ok(answer::Body::Compact(compact::here(&node, ask)))).await;
+            }
+            Some(call::Body::Partitions(_)) => {
+                self.answer(id, Ok(answer::Body::Partitions(partitions::here(&node)))).await;
             }
             Some(call::Body::Repair(ask)) => {
                 self.answer(id, Ok(answer::Body::Repair(repair::here(&node, ask)))).await;

@@ -13,6 +13,7 @@
 //! | `scan` | one page of a keyspace |
 //! | `scrub` | proves every record, heals what is bad |
 //! | `handoff` | gives others what was kept for them |
+//! | `partitions` | who holds each partition, and how far behind |
 //! | `repair` | compares copies with every peer's, makes them equal |
 //! | `vote` | whether this node's copies count in gets |
 //! | `gc` | takes away tombstones that every home holds |
@@ -32,6 +33,7 @@ pub mod gc;
 pub mod get;
 pub mod handoff;
 pub mod membership;
+pub mod partitions;
 pub mod peers;
 pub mod put;
 pub mod repair;

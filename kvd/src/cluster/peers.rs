@@ -14,6 +14,7 @@ use proto::v1::{
     Answer, Beat, Call, ErrorCode, ErrorDetail, HintTotal, LayoutRef, LinkReply, LinkRequest,
     NodeStats, Outcome, Stamp, answer, call,
 };
+use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -710,7 +711,8 @@ pub fn version() -> String {
     env!("CARGO_PKG_VERSION").to_owned()
 }
 
-fn hint_totals(node: &Node) -> Vec<HintTotal> {
+/// What is kept for others, on the wire.
+pub fn wire_totals(totals: BTreeMap<Uid, HintTotals>) -> Vec<HintTotal> {
     let total = |(target, totals): (Uid, HintTotals)| HintTotal {
         target_uid: target.to_bytes().to_vec().into(),
         keys: totals.keys,
@@ -718,7 +720,7 @@ fn hint_totals(node: &Node) -> Vec<HintTotal> {
         since_ms: totals.since_ms,
         overflowed: totals.overflowed,
     };
-    node.store.hint_totals().into_iter().map(total).collect()
+    totals.into_iter().map(total).collect()
 }
 
 /// What a node says of itself.
@@ -740,7 +742,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         disk_free_bytes: disk.free_bytes,
         started_at_ms: node.started_at_ms,
         bad_records: facts.bad_records,
-        hints: hint_totals(node),
+        hints: wire_totals(node.store.hint_totals()),
         checks: repair::checks(node),
         lost_data: !node.vote.is_given(),
         opinions: detector::told(node),

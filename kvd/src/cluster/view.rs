@@ -11,8 +11,8 @@ use crate::dynamo::opinion::State;
 use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
-    self, ClusterView, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats, NodeView, SeenBy,
-    Verdict,
+    self, ClusterView, HintTotal, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats,
+    NodeView, PairCheck, SeenBy, Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -199,14 +199,14 @@ fn all_heard(node: &Node, cluster: &Cluster) -> Vec<Heard> {
 /// What every member told lately of what others lack.
 fn all_told(heard: &[Heard]) -> Vec<(Uid, String, Option<Told>)> {
     let of = |(uid, name, stats): &Heard| {
-        (*uid, name.clone(), stats.as_ref().map(|(stats, at_ms)| told(stats, *at_ms)))
+        (*uid, name.clone(), stats.as_ref().map(|(it, at_ms)| told(&it.hints, &it.checks, *at_ms)))
     };
     heard.iter().map(of).collect()
 }
 
 /// What a node told at `at_ms`.
-fn told(stats: &NodeStats, at_ms: u64) -> Told {
-    let kept = stats.hints.iter().filter_map(|total| {
+pub(super) fn told(hints: &[HintTotal], checks: &[PairCheck], at_ms: u64) -> Told {
+    let kept = hints.iter().filter_map(|total| {
         let kept = Kept {
             keys: total.keys,
             bytes: total.bytes,
@@ -215,7 +215,7 @@ fn told(stats: &NodeStats, at_ms: u64) -> Told {
         };
         Some((Uid::from_slice(&total.target_uid)?, kept))
     });
-    let checks = stats.checks.iter().filter_map(|check| {
+    let checks = checks.iter().filter_map(|check| {
         let matched_at_ms = check.ever.then(|| at_ms.saturating_sub(check.ago_ms));
         let uid = Uid::from_slice(&check.peer_uid)?;
         Some((uid, Check { matched_at_ms, differing: check.differing }))

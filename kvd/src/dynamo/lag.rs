@@ -88,7 +88,7 @@ pub fn reckon(of: Uid, told: &[(Uid, String, Option<Told>)]) -> Lag {
 
 /// How `of` compares with each that it shares copies with. Both of a pair do rounds: the later
 /// match counts.
-fn checks(of: Uid, told: &[(Uid, String, Option<Told>)]) -> BTreeMap<Uid, Check> {
+pub(super) fn checks(of: Uid, told: &[(Uid, String, Option<Told>)]) -> BTreeMap<Uid, Check> {
     let mut checks: BTreeMap<Uid, Check> = BTreeMap::new();
     let mut add = |other: Uid, check: &Check| {
         let known = checks.entry(other).or_insert(*check);
@@ -107,7 +107,7 @@ fn checks(of: Uid, told: &[(Uid, String, Option<Told>)]) -> BTreeMap<Uid, Check>
 }
 
 /// The earlier of two moments of which 0 is none.
-fn earlier(one: u64, other: u64) -> u64 {
+pub(super) fn earlier(one: u64, other: u64) -> u64 {
     match (one, other) {
         (0, at) | (at, 0) => at,
         (one, other) => one.min(other),

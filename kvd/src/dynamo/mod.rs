@@ -27,11 +27,13 @@
 //! | `gossip` | the bytes by which nodes find out who is up |
 //! | `opinion` | what one node thinks of another: up, suspect, down |
 //! | `lag` | how far a replica is behind, as far as anybody knows |
+//! | `arc` | how far each replica of a partition is behind |
 //! | `compare` | one comparison of two replicas, step by step |
 //! | `scan` | one page of a keyspace, joined from several replicas |
 //! | `verdict` | the state of the cluster, in words |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod arc;
 pub mod clock;
 pub mod compare;
 pub mod context;

@@ -6,6 +6,7 @@
 //! a second thread brings it into the database while writes go on; then its part of the log is
 //! used again. A read looks into the recent layer, the frozen one, and the database, in that order.
 
+mod arcs;
 mod checkpoint;
 mod compaction;
 mod hints;
@@ -15,6 +16,8 @@ mod writer;
 pub use compaction::Compaction;
 pub use hints::HintTotals;
 pub use tree::Digests;
+
+use arcs::Arcs;
 
 use super::disk::{Disk, Room};
 use super::identity::{Directory, DirectoryError};
@@ -85,6 +88,8 @@ struct Inner {
     options: StoreOptions,
     /// How much is kept for other nodes. Changed by the writer alone.
     hints: Mutex<BTreeMap<Uid, HintTotals>>,
+    /// The same by arc of the ring. Locked after `hints` where both are.
+    arcs: Mutex<Arcs>,
     /// Under which the writer names writes; changes when the last one is resumed or denied.
     incarnation: RwLock<Incarnation>,
     jobs: Mutex<Option<mpsc::Sender<Queued>>>,
@@ -199,6 +204,9 @@ enum Job {
         value: Vec<u8>,
         synced: Synced,
     },
+    CountHints {
+        done: oneshot::Sender<Result<bool, StoreError>>,
+    },
     Checkpoint {
         done: Synced,
     },
@@ -279,6 +287,7 @@ impl Store {
             shards,
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
+            arcs: Mutex::new(Arcs::of(&hints)),
             hints: Mutex::new(hints),
             incarnation: RwLock::new(directory.incarnation()),
             jobs: Mutex::new(Some(jobs)),
@@ -542,6 +551,9 @@ impl Job {
             Self::Coordinate { prepared, synced, .. } => {
                 let _ = prepared.send(Err(error.clone())); // the caller may have left
                 let _ = synced.send(Err(error));
+            }
+            Self::CountHints { done } => {
+                let _ = done.send(Err(error));
             }
             Self::Merge { synced, .. }
             | Self::Reap { synced, .. }
@@ -1185,6 +1197,49 @@ mod tests {
         store.drop_hint(one, k0, Some(digest)).blocking_recv().unwrap().unwrap();
         assert!(!store.hint_totals().contains_key(&one));
         assert_eq!(all(&store, two).len(), 10);
+    }
+
+    #[test]
+    fn what_is_kept_is_counted_by_arc_and_after_a_restart_counted_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (directory, store) = open(dir.path());
+        let keep = |store: &Store, target, i: u32, now_ms| {
+            put(store, &format!("k{i}"), "v", i as u128 + 1);
+            let key = key(&format!("k{i}"));
+            let copy = store.read(&key).unwrap().unwrap();
+            store.keep_hint(target, key, copy, now_ms).blocking_recv().unwrap().unwrap();
+        };
+        (0..700).for_each(|i| keep(&store, Uid(1), i, 7));
+        (700..720).for_each(|i| keep(&store, Uid(2), i, 8));
+        store.drop_hint(Uid(1), key("k0"), None).blocking_recv().unwrap().unwrap();
+        let sums = |store: &Store| {
+            let (totals, arcs) = store.hint_arcs();
+            for (target, arcs) in &arcs {
+                let keys: u64 = arcs.values().map(|kept| kept.keys).sum();
+                let bytes: u64 = arcs.values().map(|kept| kept.bytes).sum();
+                assert_eq!((keys, bytes), (totals[target].keys, totals[target].bytes));
+            }
+            arcs
+        };
+        let before = sums(&store);
+        assert_eq!(before.len(), 2);
+        assert!(before[&Uid(1)].len() > 300, "keys lie all over the ring");
+
+        drop((store, directory)); // as after a kill -9
+        let (_directory, store) = open(dir.path());
+        assert!(sums(&store).is_empty(), "not counted yet, which is not nothing");
+        let count = || store.count_hints().blocking_recv().unwrap().unwrap();
+        assert!(count(), "one page of several");
+        // While that goes on hints come and go, before and after where it is.
+        (800..840).for_each(|i| keep(&store, Uid(1), i, 9));
+        (1..40).for_each(|i| {
+            let dropped = store.drop_hint(Uid(1), key(&format!("k{i}")), None);
+            dropped.blocking_recv().unwrap().unwrap();
+        });
+        while count() {}
+        let after = sums(&store);
+        assert_eq!(after[&Uid(2)], before[&Uid(2)]);
+        assert_eq!(store.hint_totals()[&Uid(1)].keys, 700);
     }
 
     #[test]

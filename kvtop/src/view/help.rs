@@ -5,7 +5,7 @@ use super::theme::{Theme, sign};
 use super::{frame, put, shorten};
 use crate::app::App;
 use crate::keymap::BINDINGS;
-use crate::state::{DISK, Level, SHARE, STATS_AGE_MAX};
+use crate::state::{CHECKED, DISK, LAG, Level, SHARE, STATS_AGE_MAX};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
@@ -45,6 +45,22 @@ fn lines(app: &App) -> Vec<String> {
     lines.push("Columns and limits".into());
     lines.push(format!("  dev      distance from the fair share; {}", limits(SHARE)));
     lines.push(format!("  disk     part of the disk in use; {}", limits(DISK)));
+    lines.push(format!(
+        "  lag      age of the oldest write known to be missing; {} from {} s, {} {} s",
+        sign(Level::Warn),
+        LAG.0 / 1000,
+        sign(Level::Critical),
+        LAG.1 / 1000
+    ));
+    lines.push("           3m12s+ so much or more: a node that may keep more was not heard".into());
+    lines.push(format!(
+        "  checked  age of its oldest last comparison with another; {} from {} min",
+        sign(Level::Warn),
+        CHECKED / 60_000
+    ));
+    lines.push("  drain    keys it lacks more or less each second, of the last 4 s".into());
+    lines.push("  keeps    keys it keeps for others that missed them".into());
+    lines.push("  no vote  it lost data, and does not count in gets until it is level".into());
     lines.push("  rtt      round trip from the node kvtop looks through".into());
     lines
         .push("  put/s    puts and deletes   p50, p99: of 10 s; of one node: of one sample".into());

@@ -3,17 +3,21 @@
 mod frame;
 mod header;
 mod help;
+mod lag;
 mod log;
+mod node;
 mod nodes;
 pub mod number;
 mod overview;
 mod requests;
 mod ring;
+mod screen;
 mod small;
+mod table;
 pub mod theme;
 mod verdict;
 
-use crate::app::App;
+use crate::app::{App, Screen};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Modifier, Style};
@@ -30,7 +34,12 @@ pub fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     }
     match app.help {
         Some(from) => help::render(app, from, theme, area, buf),
-        None => overview::render(app, theme, area, buf),
+        None => match app.screen {
+            Screen::Overview => overview::render(app, theme, area, buf),
+            Screen::Lag => lag::render(app, theme, area, buf),
+            Screen::Nodes => nodes::render_list(app, theme, area, buf),
+            Screen::Node => node::render(app, theme, area, buf),
+        },
     }
     theme.finish(buf);
 }

@@ -1,14 +1,15 @@
 //! The table of nodes: as many columns as fit, the least important go first.
 
+use super::frame::Band;
 use super::number::{UNKNOWN, bytes, count, deviation, duration, latency, percent, rate};
+use super::table::{self, At, Column};
 use super::theme::{Theme, sign};
-use super::{put, shorten, width};
+use super::{put, screen, shorten, small, width};
 use crate::app::App;
-use crate::state::{Cluster, Level, Load, Millis, Node};
+use crate::state::{Cluster, Lag, Level, Load, Millis, Node};
 use proto::v1::NodeState;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
-use ratatui::style::Style;
 
 /// Names longer than this are shortened.
 const NAME_MAX: usize = 20;
@@ -16,20 +17,10 @@ const NAME_MAX: usize = 20;
 /// Half the width of the bar that compares a share with the fair one; it stands for 25%.
 const BAR_HALF: usize = 4;
 
-/// Columns between two columns.
-const GAP: usize = 2;
+/// The first so many are in the overview too.
+const OVERVIEW_COLUMNS: usize = 17;
 
-struct Column {
-    title: &'static str,
-    /// The greatest goes first when it gets narrow; 0 stays.
-    rank: u8,
-    /// Width it has even when its content is short, so that columns do not wander.
-    least: usize,
-    right: bool,
-    cell: fn(&Node, Millis) -> (String, Level),
-}
-
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 22] = [
     Column {
         title: "node",
         rank: 0,
@@ -39,28 +30,42 @@ const COLUMNS: [Column; 15] = [
     },
     Column {
         title: "zone",
-        rank: 8,
+        rank: 10,
         least: 4,
         right: false,
         cell: |node, _| (shorten(&node.seen.zone, NAME_MAX), Level::Ok),
     },
-    Column { title: "state", rank: 0, least: 4, right: false, cell: state },
+    Column {
+        title: "state",
+        rank: 0,
+        least: 4,
+        right: false,
+        cell: |node, at| state(node, at.now),
+    },
     Column {
         title: "share",
-        rank: 3,
+        rank: 4,
         least: 5,
         right: true,
         cell: |node, _| (percent(node.seen.share_ratio), Level::Ok),
     },
-    Column { title: "dev  ", rank: 4, least: 6, right: true, cell: dev },
+    Column { title: "dev  ", rank: 5, least: 6, right: true, cell: dev },
     Column {
         title: "vs fair",
-        rank: 7,
+        rank: 9,
         least: 2 * BAR_HALF + 1,
         right: false,
         cell: |node, _| (bar(node), node.share_level()),
     },
-    Column { title: "rtt", rank: 6, least: 6, right: true, cell: rtt },
+    Column {
+        title: "lag",
+        rank: 3,
+        least: 6,
+        right: true,
+        cell: |node, at| lag_cell(node.lag(), at.now),
+    },
+    Column { title: "checked", rank: 7, least: 7, right: true, cell: checked },
+    Column { title: "rtt", rank: 8, least: 6, right: true, cell: rtt },
     Column {
         title: "get/s",
         rank: 1,
@@ -77,69 +82,115 @@ const COLUMNS: [Column; 15] = [
     },
     Column {
         title: "p99get",
-        rank: 10,
+        rank: 12,
         least: 6,
         right: true,
         cell: |node, _| load(node, |load| none_or(load.get_p99())),
     },
     Column {
         title: "p99put",
-        rank: 11,
+        rank: 13,
         least: 6,
         right: true,
         cell: |node, _| load(node, |load| none_or(load.put_p99())),
     },
-    Column { title: "fail/s", rank: 9, least: 6, right: true, cell: failures },
-    Column { title: "disk  ", rank: 5, least: 6, right: true, cell: disk },
+    Column { title: "fail/s", rank: 11, least: 6, right: true, cell: failures },
+    Column { title: "disk  ", rank: 6, least: 6, right: true, cell: disk },
     Column {
         title: "data",
-        rank: 12,
+        rank: 14,
         least: 6,
         right: true,
         cell: |node, _| stat(node, |stats| bytes(stats.data_bytes)),
     },
     Column {
         title: "keys",
-        rank: 13,
+        rank: 15,
         least: 5,
         right: true,
         cell: |node, _| stat(node, |stats| count(stats.keys)),
+    },
+    Column {
+        title: "keeps",
+        rank: 16,
+        least: 5,
+        right: true,
+        cell: |node, _| stat(node, |stats| count(kept(stats))),
+    },
+    Column {
+        title: "copies",
+        rank: 17,
+        least: 6,
+        right: true,
+        cell: |node, _| (node.seen.copies.to_string(), Level::Ok),
+    },
+    Column {
+        title: "weight",
+        rank: 18,
+        least: 6,
+        right: true,
+        cell: |node, _| (node.seen.weight.to_string(), Level::Ok),
+    },
+    Column {
+        title: "address",
+        rank: 19,
+        least: 7,
+        right: false,
+        cell: |node, _| (shorten(&node.seen.address, NAME_MAX), Level::Ok),
+    },
+    Column {
+        title: "kvd",
+        rank: 20,
+        least: 3,
+        right: false,
+        cell: |node, _| match node.seen.version.as_str() {
+            "" => (UNKNOWN.into(), Level::Ok),
+            version => (shorten(version, NAME_MAX), Level::Ok),
+        },
     },
 ];
 
 /// Lines the table wants, its head included.
 pub(super) fn wanted(app: &App) -> u16 {
-    let detail = u16::from(app.selected_row().is_some());
-    u16::try_from(app.nodes().len()).unwrap_or(u16::MAX - 2) + 1 + detail
+    table::wanted(app) + u16::from(app.selected_row().is_some())
 }
 
-/// Draws the table into `area`.
-pub(super) fn render(app: &App, cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    if area.is_empty() {
-        return;
-    }
+/// Draws the table into `area`; `all` its columns, as many as fit.
+pub(super) fn render(
+    app: &App,
+    cluster: &Cluster,
+    theme: &Theme,
+    area: Rect,
+    all: bool,
+    buf: &mut Buffer,
+) {
     let now = cluster.viewpoint_now(app.shown_now());
-    let nodes = app.nodes();
-    let selected = app.selected_row();
-    let mut rows = usize::from(area.height).saturating_sub(1);
-    if let (Some(row), true) = (selected, rows > 2) {
-        rows -= 1;
-        let text = detail(nodes[row], now, usize::from(area.width).saturating_sub(2));
+    let mut rows = area;
+    if let (Some(row), 4..) = (app.selected_row(), area.height) {
+        rows.height -= 1;
+        let text = detail(app.nodes()[row], now, usize::from(area.width).saturating_sub(2));
         put(buf, area, area.x + 1, area.bottom() - 1, &text, theme.note());
     }
-    let shown = Shown::of(nodes.len(), rows, selected);
-    let visible = &nodes[shown.from..shown.from + shown.rows];
-    let columns = fitting(visible, now, usize::from(area.width));
-    head(&columns, area, theme, buf);
-    for (line, node) in (1..).zip(visible) {
-        let at = Rect { y: area.y + line, height: 1, ..area }.intersection(area);
-        let here = selected == Some(shown.from + usize::from(line) - 1);
-        row(node, &columns, now, here, theme, at, buf);
+    let columns = if all { &COLUMNS[..] } else { &COLUMNS[..OVERVIEW_COLUMNS] };
+    table::render(app, cluster, columns, theme, rows, buf);
+}
+
+/// The list of nodes, with as many columns as there is room for.
+pub(super) fn render_list(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
+    match (area.width, area.height) {
+        (..30, _) | (_, ..6) => return small::tiny(app, theme, area, buf),
+        (..50, _) | (_, ..12) => return small::brief(app, theme, area, buf),
+        _ => {}
     }
-    if shown.rest > 0 {
-        let text = rest(&nodes, &shown);
-        put(buf, area, area.x + 1, area.y + 1 + shown.rows as u16, &text, theme.dim());
-    }
+    let roomy = area.width >= 72 && area.height >= 20;
+    let lines = if roomy { [2, 3, 2] } else { [1, 0, 0] };
+    let Some((cluster, body)) = screen::top(app, theme, area, roomy, lines, buf) else {
+        return;
+    };
+    let bands = [Band::one("Nodes, problems first", body.height.saturating_sub(2))];
+    let inside = screen::boxes(app, &bands, roomy, body, theme, buf);
+    render(app, cluster, theme, inside[0], true, buf);
+    screen::outdated(app, body, buf);
 }
 
 /// Word for a state, with how long it lasts unless all is well.
@@ -147,9 +198,11 @@ pub(super) fn state(node: &Node, now: Millis) -> (String, Level) {
     let since = || duration(now.saturating_sub(node.seen.since_ms));
     let (text, level) = match node.state() {
         NodeState::Down => (format!("down {}", since()), Level::Critical),
-        NodeState::Suspect | NodeState::Unknown | NodeState::Unspecified => {
+        NodeState::Unknown | NodeState::Unspecified => {
             ("never heard of".to_owned(), Level::Unknown)
         }
+        NodeState::Suspect => (format!("suspect {}", since()), Level::Warn),
+        NodeState::Up if node.lost_data() => ("up, no vote".to_owned(), Level::Warn),
         NodeState::Up if node.ring_differs => {
             let depth = node.seen.layout.as_ref().map_or(0, |layout| layout.depth);
             (format!("up, ring {depth}"), Level::Warn)
@@ -160,34 +213,6 @@ pub(super) fn state(node: &Node, now: Millis) -> (String, Level) {
         NodeState::Up => ("up".to_owned(), Level::Ok),
     };
     (format!("{} {text}", sign(level)), level)
-}
-
-/// Which rows are visible.
-struct Shown {
-    from: usize,
-    rows: usize,
-    /// Nodes for which there is no row; one line tells their number.
-    rest: usize,
-}
-
-impl Shown {
-    fn of(nodes: usize, rows: usize, selected: Option<usize>) -> Self {
-        if nodes <= rows {
-            return Self { from: 0, rows: nodes, rest: 0 };
-        }
-        let rows = rows.saturating_sub(1);
-        let from = selected.map_or(0, |row| (row + 1).saturating_sub(rows)).min(nodes - rows);
-        Self { from, rows, rest: nodes - rows }
-    }
-}
-
-fn rest(nodes: &[&Node], shown: &Shown) -> String {
-    let hidden = nodes[..shown.from].iter().chain(&nodes[shown.from + shown.rows..]);
-    let up = hidden.filter(|node| node.state() == NodeState::Up).count();
-    match shown.rest - up {
-        0 => format!("… {} more, all up", shown.rest),
-        not_up => format!("… {} more, {not_up} of them not up", shown.rest),
-    }
 }
 
 /// What is known of a node besides the columns, as much as `room` holds.
@@ -211,68 +236,36 @@ fn detail(node: &Node, now: Millis, room: usize) -> String {
     shorten(&text, room)
 }
 
-/// The columns there is room for, each with its width.
-fn fitting(nodes: &[&Node], now: Millis, room: usize) -> Vec<(&'static Column, usize)> {
-    let measured = |column: &Column| {
-        let cells = nodes.iter().map(|node| width(&(column.cell)(node, now).0));
-        cells.max().unwrap_or(0).max(column.least).max(width(column.title))
-    };
-    let mut columns: Vec<_> = COLUMNS.iter().map(|column| (column, measured(column))).collect();
-    let total =
-        |columns: &[(&Column, usize)]| columns.iter().map(|(_, width)| width + GAP).sum::<usize>();
-    while total(&columns) > room + GAP - 1 {
-        let worst = columns.iter().map(|(column, _)| column.rank).max().unwrap_or(0);
-        if worst == 0 {
-            break;
-        }
-        columns.retain(|(column, _)| column.rank != worst);
-    }
-    columns
-}
-
-fn head(columns: &[(&Column, usize)], area: Rect, theme: &Theme, buf: &mut Buffer) {
-    let mut x = area.x + 1;
-    for (column, width) in columns {
-        put(buf, area, x, area.y, &aligned(column.title, *width, column.right), theme.dim());
-        x = x.saturating_add((width + GAP) as u16);
-    }
-}
-
-fn row(
-    node: &Node,
-    columns: &[(&Column, usize)],
-    now: Millis,
-    selected: bool,
-    theme: &Theme,
-    area: Rect,
-    buf: &mut Buffer,
-) {
-    if area.is_empty() {
-        return;
-    }
-    let mut x = area.x + 1;
-    for (column, width) in columns {
-        let (text, level) = (column.cell)(node, now);
-        put(buf, area, x, area.y, &aligned(&text, *width, column.right), theme.level(level));
-        x = x.saturating_add((width + GAP) as u16);
-    }
-    if selected {
-        put(buf, area, area.x, area.y, ">", Style::new());
-        buf.set_style(area, theme.reversed());
-    }
-}
-
-fn aligned(text: &str, room: usize, right: bool) -> String {
-    let gap = " ".repeat(room.saturating_sub(width(text)));
-    if right { gap + text } else { text.to_owned() + &gap }
-}
-
-fn dev(node: &Node, _: Millis) -> (String, Level) {
+fn dev(node: &Node, _: &At<'_>) -> (String, Level) {
     let text = node.deviation().map_or_else(|| UNKNOWN.into(), deviation);
     marked(text, node.share_level())
 }
 
-fn disk(node: &Node, _: Millis) -> (String, Level) {
+/// How far behind: `0`, `3m12s`, `3m12s+` for so much or more, `?`.
+pub(super) fn lag_cell(lag: Lag, now: Millis) -> (String, Level) {
+    let text = match lag {
+        Lag::Unknown => UNKNOWN.into(),
+        Lag::Nothing => "0".into(),
+        Lag::Since { at_ms, more } => {
+            let more = if more { "+" } else { "" };
+            duration(now.saturating_sub(at_ms)) + more
+        }
+    };
+    (text, lag.level(now))
+}
+
+/// The age of its oldest last comparison.
+pub(super) fn checked(node: &Node, at: &At<'_>) -> (String, Level) {
+    let age = node.checked_at().map(|then| duration(at.now.saturating_sub(then)));
+    (age.unwrap_or_else(|| UNKNOWN.into()), node.checked_level(at.now))
+}
+
+/// Keys it keeps for others.
+pub(super) fn kept(stats: &proto::v1::NodeStats) -> u64 {
+    stats.hints.iter().map(|hints| hints.keys).fold(0, u64::saturating_add)
+}
+
+fn disk(node: &Node, _: &At<'_>) -> (String, Level) {
     let old = if node.state() == NodeState::Up { "" } else { UNKNOWN };
     let text = node
         .disk_used()
@@ -304,7 +297,7 @@ fn bar(node: &Node) -> String {
     }
 }
 
-fn rtt(node: &Node, _: Millis) -> (String, Level) {
+fn rtt(node: &Node, _: &At<'_>) -> (String, Level) {
     let text = match node.seen.latency_us {
         _ if node.viewpoint => "itself".into(),
         0 => UNKNOWN.into(),
@@ -314,7 +307,7 @@ fn rtt(node: &Node, _: Millis) -> (String, Level) {
     (text, Level::Ok)
 }
 
-fn failures(node: &Node, _: Millis) -> (String, Level) {
+fn failures(node: &Node, _: &At<'_>) -> (String, Level) {
     let (text, _) = load(node, |load| rate(load.rates.failures));
     let failing = node.load.as_ref().is_some_and(|load| load.rates.failures > 0.0);
     (text, if failing { Level::Warn } else { Level::Ok })

@@ -2,11 +2,10 @@
 //! screen, from two hundred columns down to one.
 
 use super::frame::{self, Band};
-use super::number::interval;
+use super::screen::{boxes, hints, outdated, top};
 use super::theme::Theme;
-use super::{fade, header, log, nodes, put, requests, ring, small, verdict};
+use super::{log, nodes, put, requests, ring, small};
 use crate::app::App;
-use crate::keymap::{Action, BINDINGS};
 use crate::state::Cluster;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -27,32 +26,39 @@ pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 }
 
 fn one_pane(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let Some((cluster, body)) = top(app, theme, area, [1, 3, 2], buf) else {
+    let Some((cluster, body)) = top(app, theme, area, false, [1, 3, 2], buf) else {
         return;
     };
-    pane(app, cluster, theme, body, buf);
+    pane(app, cluster, theme, false, body, buf);
 }
 
 /// Rates and copies in a line each, and the table of nodes.
-fn pane(app: &App, cluster: &Cluster, theme: &Theme, body: Rect, buf: &mut Buffer) {
+fn pane(
+    app: &App,
+    cluster: &Cluster,
+    theme: &Theme,
+    with_tabs: bool,
+    body: Rect,
+    buf: &mut Buffer,
+) {
     let room = usize::from(body.width);
     put(buf, body, body.x, body.y, &requests::brief(app, cluster, room), Style::new());
     put(buf, body, body.x, body.y + 1, &ring::brief(cluster), Style::new());
     let table = Rect { y: body.y + 2, height: body.height.saturating_sub(2), ..body };
     let bands = [Band::one("Nodes", table.height.saturating_sub(2))];
-    let inside = frame::draw(table, &bands, &hints(app, room), theme, buf);
-    nodes::render(app, cluster, theme, inside[0], buf);
+    let inside = frame::draw(table, &bands, &hints(app, room, with_tabs), theme, buf);
+    nodes::render(app, cluster, theme, inside[0], false, buf);
     outdated(app, body, buf);
 }
 
 fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let Some((cluster, body)) = top(app, theme, area, [2, 3, 2], buf) else {
+    let Some((cluster, body)) = top(app, theme, area, true, [2, 3, 2], buf) else {
         return;
     };
     let copies = ring::copies_wanted(cluster).clamp(4, 6);
     let strip = 1;
     if body.height < 5 + copies + strip + TABLE_MIN {
-        return pane(app, cluster, theme, body, buf);
+        return pane(app, cluster, theme, true, body, buf);
     }
     let free = body.height.saturating_sub(5 + copies + strip);
     let table = nodes::wanted(app).min(free.saturating_sub(2)).max(TABLE_MIN);
@@ -63,17 +69,17 @@ fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         Band::one(strip_title(cluster, body, strip), strip),
         Band::one("Log, newest first", events),
     ];
-    let inside = boxes(app, &bands, body, theme, buf);
+    let inside = boxes(app, &bands, true, body, theme, buf);
     ring::copies(cluster, theme, inside[0], buf);
     requests::render(app, cluster, theme, inside[1], false, buf);
-    nodes::render(app, cluster, theme, inside[2], buf);
+    nodes::render(app, cluster, theme, inside[2], false, buf);
     ring::strip(cluster, theme, inside[3], buf);
     log::render(cluster, theme, inside[4], buf);
     outdated(app, body, buf);
 }
 
 fn full(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let Some((cluster, body)) = top(app, theme, area, [2, 3, 2], buf) else {
+    let Some((cluster, body)) = top(app, theme, area, true, [2, 3, 2], buf) else {
         return;
     };
     let copies = ring::copies_wanted(cluster).clamp(4, 8);
@@ -87,8 +93,8 @@ fn full(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         Band::one(strip_title(cluster, body, strip), strip),
         Band::one("Log, newest first", events),
     ];
-    let inside = boxes(app, &bands, body, theme, buf);
-    nodes::render(app, cluster, theme, inside[0], buf);
+    let inside = boxes(app, &bands, true, body, theme, buf);
+    nodes::render(app, cluster, theme, inside[0], false, buf);
     ring::copies(cluster, theme, inside[1], buf);
     requests::render(app, cluster, theme, inside[2], true, buf);
     ring::strip(cluster, theme, inside[3], buf);
@@ -96,60 +102,7 @@ fn full(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     outdated(app, body, buf);
 }
 
-/// Header and verdict; returns the cluster and the room below, if there is a cluster to show.
-fn top<'a>(
-    app: &'a App,
-    theme: &Theme,
-    area: Rect,
-    lines: [usize; 3],
-    buf: &mut Buffer,
-) -> Option<(&'a Cluster, Rect)> {
-    header::render(app, theme, area, buf);
-    let below = |rect: Rect, by: u16| {
-        let by = by.min(rect.height);
-        Rect { y: rect.y + by, height: rect.height - by, ..rect }
-    };
-    let rest = below(area, 1);
-    let said = verdict::lines(app, theme, usize::from(area.width), lines);
-    let rest = below(rest, verdict::draw(&said, rest, buf));
-    let Some(cluster) = app.cluster() else {
-        let keys = hints(app, usize::from(area.width));
-        put(buf, area, area.x, area.bottom() - 1, &keys, theme.dim());
-        return None;
-    };
-    Some((cluster, rest))
-}
-
-fn boxes(app: &App, bands: &[Band], body: Rect, theme: &Theme, buf: &mut Buffer) -> Vec<Rect> {
-    debug_assert!(frame::height(bands) <= body.height, "the boxes fit");
-    frame::draw(body, bands, &hints(app, usize::from(body.width)), theme, buf)
-}
-
 fn strip_title(cluster: &Cluster, body: Rect, rows: u16) -> String {
     let room = usize::from(body.width).saturating_sub(6);
     ring::strip_title(cluster, body.width.saturating_sub(2), rows, room)
-}
-
-/// What was true at the last sample is dimmed when it no longer is; header and verdict are not.
-fn outdated(app: &App, body: Rect, buf: &mut Buffer) {
-    if app.stale() {
-        fade(body, buf);
-    }
-}
-
-/// The most used keys, as many as `room` holds.
-fn hints(app: &App, room: usize) -> String {
-    let mut line = String::new();
-    for binding in BINDINGS.iter().filter(|binding| !binding.hint.is_empty()) {
-        let hint = match binding.action {
-            Action::Pause if app.paused_since().is_some() => "Space go on".to_owned(),
-            Action::Slower => format!("{} {}", binding.hint, interval(app.interval)),
-            _ => binding.hint.to_owned(),
-        };
-        let longer = if line.is_empty() { hint } else { format!("{line}  {hint}") };
-        if super::width(&longer) + 6 <= room {
-            line = longer;
-        }
-    }
-    line
 }

@@ -123,7 +123,7 @@ fn slices(
 }
 
 /// Heights relative to the most; a space where nothing is known.
-fn sparkline(slices: &[Option<f64>]) -> String {
+pub(super) fn sparkline(slices: &[Option<f64>]) -> String {
     let most = slices.iter().flatten().copied().fold(0.0, f64::max);
     let top = (SPARKS.len() - 1) as f64;
     let height = |value: f64| {

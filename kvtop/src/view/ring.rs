@@ -7,6 +7,7 @@ use crate::state::{Cluster, Copies, Level};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::Style;
+use std::ops::Range;
 
 /// Title of the box that counts live copies.
 pub(super) fn copies_title(cluster: &Cluster) -> String {
@@ -54,9 +55,7 @@ pub(super) fn strip_title(cluster: &Cluster, area_width: u16, rows: u16, room: u
     let Some(copies) = cluster.copies() else {
         return "Ring".into();
     };
-    let cells = cells(copies.partitions(), area_width, rows);
-    let each = copies.partitions().div_ceil(cells.max(1));
-    let what = match each {
+    let what = match each(copies.partitions(), area_width, rows) {
         0 | 1 => "Ring 00..ff".to_owned(),
         each => format!("Ring 00..ff, cell = worst of {each}"),
     };
@@ -66,8 +65,17 @@ pub(super) fn strip_title(cluster: &Cluster, area_width: u16, rows: u16, room: u
 
 /// Lines in which every partition has its own cell.
 pub(super) fn strip_wanted(cluster: &Cluster, width: u16) -> u16 {
-    let lines = cluster.view.live_copies.len().div_ceil(per_row(width));
-    u16::try_from(lines).unwrap_or(u16::MAX).max(1)
+    rows_wanted(cluster.view.live_copies.len(), width)
+}
+
+/// The same for so many partitions.
+pub(super) fn rows_wanted(partitions: usize, width: u16) -> u16 {
+    u16::try_from(partitions.div_ceil(per_row(width))).unwrap_or(u16::MAX).max(1)
+}
+
+/// Partitions a cell stands for.
+pub(super) fn each(partitions: usize, width: u16, rows: u16) -> usize {
+    partitions.div_ceil(cells(partitions, width, rows).max(1))
 }
 
 /// Draws the ring as rows of cells, each the worst of its partitions.
@@ -76,20 +84,27 @@ pub(super) fn strip(cluster: &Cluster, theme: &Theme, area: Rect, buf: &mut Buff
         return;
     };
     let live = &cluster.view.live_copies;
-    let cells = cells(live.len(), area.width, area.height);
+    draw_cells(live.len(), theme, area, buf, |part| {
+        let worst = usize::from(live[part].iter().copied().min().unwrap_or(0)).min(copies.n);
+        (glyph(&copies, worst), theme.level(copies.level(worst)))
+    });
+}
+
+/// Draws a ring of so many partitions as rows of cells; `cell` is asked for the sign of each, which
+/// stands for a range of them.
+pub(super) fn draw_cells(
+    partitions: usize,
+    theme: &Theme,
+    area: Rect,
+    buf: &mut Buffer,
+    cell: impl Fn(Range<usize>) -> (&'static str, Style),
+) {
+    let cells = cells(partitions, area.width, area.height);
     let per_row = per_row(area.width).min(cells).max(1);
-    for cell in 0..cells {
-        let (x, y) = ((cell % per_row) as u16, (cell / per_row) as u16);
-        let part = &live[cell * live.len() / cells..(cell + 1) * live.len() / cells];
-        let worst = usize::from(part.iter().copied().min().unwrap_or(0)).min(copies.n);
-        put(
-            buf,
-            area,
-            area.x + 4 + x,
-            area.y + y,
-            glyph(&copies, worst),
-            theme.level(copies.level(worst)),
-        );
+    for at in 0..cells {
+        let (x, y) = ((at % per_row) as u16, (at / per_row) as u16);
+        let (sign, style) = cell(at * partitions / cells..(at + 1) * partitions / cells);
+        put(buf, area, area.x + 4 + x, area.y + y, sign, style);
     }
     for row in 0..cells.div_ceil(per_row) {
         let y = area.y + row as u16;

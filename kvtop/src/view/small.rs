@@ -1,6 +1,7 @@
 //! Screens too small for boxes: the verdict, the problems, the rates, in what room there is.
 
 use super::number::{deviation, duration, duration_short, rate_per_s};
+use super::screen::below;
 use super::theme::{Theme, sign};
 use super::{fade, header, nodes, put, requests, ring, shorten, verdict, width};
 use crate::app::App;
@@ -55,7 +56,7 @@ pub(super) fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
 }
 
 /// `▲ n7 3m`: the sign of the verdict and the first problem, in `room` columns.
-fn glance(app: &App, room: usize) -> (Level, String) {
+pub(super) fn glance(app: &App, room: usize) -> (Level, String) {
     let (level, forms) = glance_forms(app);
     let forms = forms.into_iter().map(|form| format!("{} {form}", sign(level)));
     let fits = forms.into_iter().find(|form| width(form) <= room);
@@ -85,11 +86,10 @@ fn glance_forms(app: &App) -> (Level, Vec<String>) {
         ],
         [node] => {
             let (name, age) = (&node.seen.name, now.saturating_sub(node.seen.since_ms));
-            let gone = node.state() == NodeState::Down;
-            let long = if gone {
-                format!("{name} down {}", duration(age))
-            } else {
-                format!("{name} not heard")
+            let long = match node.state() {
+                NodeState::Down => format!("{name} down {}", duration(age)),
+                NodeState::Suspect => format!("{name} suspect"),
+                _ => format!("{name} not heard"),
             };
             vec![long, format!("{name} {}", duration_short(age)), name.clone(), "1 down".into()]
         }
@@ -152,9 +152,4 @@ fn oddities(node: &Node) -> String {
         text += &format!(", disk {:.0}%", used * 100.0);
     }
     text
-}
-
-fn below(area: Rect, lines: u16) -> Rect {
-    let lines = lines.min(area.height);
-    Rect { y: area.y + lines, height: area.height - lines, ..area }
 }

@@ -9,6 +9,7 @@ use crate::storage::shards::{DatabaseError, Shards, UID_BYTES};
 use crate::storage::wal::Space;
 use crate::storage::{StoreError, record};
 use bytes::{Buf, BufMut, Bytes};
+use proto::token::Token;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use tokio::sync::oneshot;
@@ -72,6 +73,13 @@ pub(super) fn load(shards: &Shards) -> Result<BTreeMap<Uid, HintTotals>, Databas
 /// Where the hint for `target` of a stored key is kept.
 pub(super) fn hint_key(target: Uid, stored_key: &[u8]) -> Bytes {
     [&target.to_bytes()[..], stored_key].concat().into()
+}
+
+/// For whom a hint is kept, and where on the ring its key is.
+pub(super) fn parse_hint_key(hint_key: &[u8]) -> Option<(Uid, Token)> {
+    let (target, stored_key) = hint_key.split_at_checked(UID_BYTES)?;
+    let (token, ..) = record::parse_key(stored_key)?;
+    Some((Uid::from_slice(target)?, token))
 }
 
 impl Store {
@@ -151,7 +159,9 @@ impl Store {
 }
 
 impl Inner {
-    fn page_of_hints(
+    /// A page of what is kept for `target`, those that are gone as empty ones, and whether there is
+    /// more.
+    pub(super) fn page_of_hints(
         &self,
         target: Uid,
         start: &[u8],

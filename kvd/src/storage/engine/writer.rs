@@ -1,6 +1,7 @@
 //! The one thread that writes: it makes groups, appends them to the log, answers, and freezes the
 //! recent layer when it has grown enough.
 
+use super::arcs::Change;
 use super::hints::{self, HintTotals, hint_key};
 use super::{FACT_CEILING, Inner, Job, Prepared, Queued, Synced, lock, read, write};
 use crate::dynamo::clock::HybridClock;
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Writes committed together, at most. More wait for the next group.
 const GROUP_WRITES_MAX: usize = 512;
@@ -42,7 +43,11 @@ struct Batch {
     gone_keys: u64,
     /// How much is kept for the nodes this group is about, once it is done.
     hints: BTreeMap<Uid, HintTotals>,
+    /// What changes of it, hint by hint.
+    changes: Vec<Change>,
     synced: Vec<Synced>,
+    /// Who waits for a page of hints to be counted.
+    counting: Vec<oneshot::Sender<Result<bool, StoreError>>>,
     checkpoints: Vec<Synced>,
 }
 
@@ -66,6 +71,10 @@ impl Writer {
             };
             for caller in batch.synced {
                 let _ = caller.send(outcome.clone()); // the caller may have left
+            }
+            for caller in batch.counting {
+                let counted = outcome.clone().and_then(|()| store.count_page());
+                let _ = caller.send(counted); // the caller may have left
             }
             match outcome {
                 Ok(()) => self.freeze(&store, batch.checkpoints),
@@ -147,6 +156,7 @@ impl Writer {
                     batch.synced.push(synced);
                     batch.fact(&name, value.into());
                 }
+                Job::CountHints { done } => batch.counting.push(done),
                 Job::Checkpoint { done } => batch.checkpoints.push(done),
             }
         }
@@ -175,6 +185,11 @@ impl Writer {
         let mut hints = lock(&store.hints);
         hints.extend(std::mem::take(&mut batch.hints));
         hints.retain(|_, totals| !totals.is_nothing());
+        if !batch.changes.is_empty() {
+            let mut arcs = lock(&store.arcs);
+            batch.changes.drain(..).for_each(|change| arcs.change(&change));
+            arcs.keep_only(&hints);
+        }
         Ok(())
     }
 
@@ -367,6 +382,12 @@ fn keep_hint(
     }
     totals.keys += u64::from(bytes_before == 0);
     totals.bytes = after;
+    batch.changes.push(Change {
+        hint_key: hint_key.clone(),
+        keys: i64::from(bytes_before == 0),
+        bytes: bytes_now as i64 - bytes_before as i64,
+        now_ms,
+    });
     batch.write(Space::Hints, hint_key, bytes);
     Ok(())
 }
@@ -390,6 +411,8 @@ fn drop_hint(
     let totals = batch.totals(store, target);
     totals.keys = totals.keys.saturating_sub(1);
     totals.bytes = totals.bytes.saturating_sub(length);
+    let gone = Change { hint_key: hint_key.clone(), keys: -1, bytes: -(length as i64), now_ms: 0 };
+    batch.changes.push(gone);
     batch.write(Space::Hints, hint_key, Bytes::new());
     Ok(())
 }

@@ -1,0 +1,118 @@
+//! What every view has: header, the other views, verdict, the keys in the last line.
+
+use super::frame::{self, Band};
+use super::number::interval;
+use super::theme::Theme;
+use super::{fade, header, put, verdict, width};
+use crate::app::{App, Screen};
+use crate::keymap::{Action, BINDINGS};
+use crate::state::Cluster;
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+
+/// Header and verdict; returns the cluster and the room below, if there is a cluster to show.
+pub(super) fn top<'a>(
+    app: &'a App,
+    theme: &Theme,
+    area: Rect,
+    with_tabs: bool,
+    lines: [usize; 3],
+    buf: &mut Buffer,
+) -> Option<(&'a Cluster, Rect)> {
+    header::render(app, theme, area, buf);
+    let mut rest = below(area, 1);
+    if with_tabs {
+        tabs(app, theme, rest, buf);
+        rest = below(rest, 1);
+    }
+    let said = verdict::lines(app, theme, usize::from(area.width), lines);
+    let rest = below(rest, verdict::draw(&said, rest, buf));
+    let Some(cluster) = app.cluster() else {
+        let keys = hints(app, usize::from(area.width), with_tabs);
+        put(buf, area, area.x, area.bottom() - 1, &keys, theme.dim());
+        return None;
+    };
+    Some((cluster, rest))
+}
+
+pub(super) fn boxes(
+    app: &App,
+    bands: &[Band],
+    with_tabs: bool,
+    body: Rect,
+    theme: &Theme,
+    buf: &mut Buffer,
+) -> Vec<Rect> {
+    debug_assert!(frame::height(bands) <= body.height, "the boxes fit");
+    frame::draw(body, bands, &hints(app, usize::from(body.width), with_tabs), theme, buf)
+}
+
+/// Draws the views there are, the open one in brackets, into the first line of `area`.
+pub(super) fn tabs(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
+    let open = |screens: &[Screen]| screens.contains(&app.screen);
+    let views = [
+        ("1Overview", open(&[Screen::Overview])),
+        ("3Lag", open(&[Screen::Lag])),
+        ("4Nodes", open(&[Screen::Nodes, Screen::Node])),
+        ("?", false),
+    ];
+    let mut x = area.x;
+    for (name, open) in views {
+        let (text, style) = match open {
+            true => (format!("[{name}]"), theme.bold()),
+            false => (format!(" {name} "), theme.dim()),
+        };
+        x = put(buf, area, x, area.y, &text, style) + 1;
+    }
+}
+
+/// What is left of `area` without its first lines.
+pub(super) fn below(area: Rect, lines: u16) -> Rect {
+    let lines = lines.min(area.height);
+    Rect { y: area.y + lines, height: area.height - lines, ..area }
+}
+
+/// What was true at the last sample is dimmed when it no longer is; header and verdict are not.
+pub(super) fn outdated(app: &App, body: Rect, buf: &mut Buffer) {
+    if app.stale() {
+        fade(body, buf);
+    }
+}
+
+/// The most used keys, as many as `room` holds; those of the views only where they have no line of
+/// their own.
+pub(super) fn hints(app: &App, room: usize, with_tabs: bool) -> String {
+    let is_open = |action| {
+        let views = [
+            (Action::Overview, Screen::Overview),
+            (Action::Lag, Screen::Lag),
+            (Action::Nodes, Screen::Nodes),
+        ];
+        views.into_iter().find(|(view, _)| *view == action).map(|(_, it)| it == app.screen)
+    };
+    let mut wanted: Vec<(usize, String)> = Vec::new();
+    for (place, binding) in BINDINGS.iter().enumerate().filter(|(_, it)| !it.hint.is_empty()) {
+        let hint = match binding.action {
+            action if is_open(action).is_some_and(|open| open || with_tabs) => continue,
+            Action::Enter if app.screen == Screen::Node => "Esc back".to_owned(),
+            Action::Pause if app.paused_since().is_some() => "Space go on".to_owned(),
+            Action::Slower => format!("{} {}", binding.hint, interval(app.interval)),
+            _ => binding.hint.to_owned(),
+        };
+        wanted.push((place, hint));
+    }
+    // The way to all the others, and out, before what one can do without.
+    let last = |place: usize| matches!(BINDINGS[place].action, Action::Pause | Action::Slower);
+    wanted.sort_by_key(|(place, _)| last(*place));
+    let mut taken: Vec<(usize, String)> = Vec::new();
+    let mut length = 0;
+    for (place, hint) in wanted {
+        let longer = length + width(&hint) + 2;
+        if longer + 4 <= room {
+            length = longer;
+            taken.push((place, hint));
+        }
+    }
+    taken.sort_by_key(|(place, _)| *place);
+    taken.into_iter().map(|(_, hint)| hint).collect::<Vec<_>>().join("  ")
+}
