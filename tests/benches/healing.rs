@@ -69,38 +69,36 @@ const ENOUGH: usize = 64;
 const TOO_MANY: usize = 12_000;
 
 fn overload() {
+    const STEADY: Duration = Duration::from_secs(30);
     let cluster = start();
-    let before = rush(&cluster, ENOUGH, Duration::from_secs(10), 0);
-    let usual = before.per_second();
+    // Its second half: a cluster that has just begun has no checkpoints to make.
+    let before = rush(&cluster, ENOUGH, STEADY * 2, 0);
+    let usual = mean(&before.by_second[30..60]);
     println!("{ENOUGH} at once: {usual:.0} answered a second");
     let during = rush(&cluster, TOO_MANY, Duration::from_secs(60), 1);
     println!(
-        "{TOO_MANY} at once for 60 s: {:.0} answered a second ({:.0} %), {:.0} refused as overload, {:.0} failed otherwise",
-        during.per_second(),
-        during.per_second() / usual * 100.0,
+        "{TOO_MANY} at once for 60 s: {:.0} % of that, {:.0} a second refused as overload, {:.0} failed otherwise",
+        mean(&during.by_second[..60]) / usual * 100.0,
         during.refused as f64 / 60.0,
         during.failed as f64 / 60.0,
     );
-    for second in 1..=30 {
-        let after = rush(&cluster, ENOUGH, Duration::from_secs(1), 1 + second).per_second();
-        if second <= 5 || second % 5 == 0 {
-            println!("{second:>3} s later: {:.0} %", after / usual * 100.0);
-        }
+    let after = rush(&cluster, ENOUGH, STEADY * 2, 2);
+    for (from, to) in [(0, 1), (1, 5), (5, 10), (10, 20), (20, 30), (30, 60)] {
+        let part = mean(&after.by_second[from..to]) / usual * 100.0;
+        println!("{from:>3} to {to} s later: {part:.0} %");
     }
+}
+
+fn mean(counts: &[u64]) -> f64 {
+    counts.iter().sum::<u64>() as f64 / counts.len() as f64
 }
 
 #[derive(Default)]
 struct Rush {
-    answered: u64,
+    /// Answered, in each second.
+    by_second: Vec<u64>,
     refused: u64,
     failed: u64,
-    took: Duration,
-}
-
-impl Rush {
-    fn per_second(&self) -> f64 {
-        self.answered as f64 / self.took.as_secs_f64()
-    }
 }
 
 /// Half gets, half puts, of so many workers that never rest.
@@ -109,7 +107,8 @@ fn rush(cluster: &Cluster, workers: usize, time: Duration, run: u64) -> Rush {
     let runtime = builder.worker_threads(1).enable_all().build().unwrap();
     let started = Instant::now();
     let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address.clone()).collect();
-    let mut sum = Rush::default();
+    let mut sum = Rush { by_second: vec![0; time.as_secs() as usize + 1], ..Rush::default() };
+    let seconds = sum.by_second.len();
     runtime.block_on(async {
         let mut clients = Vec::new();
         // No connection has room for more than some thousand requests.
@@ -121,7 +120,7 @@ fn rush(cluster: &Cluster, workers: usize, time: Duration, run: u64) -> Rush {
             let mut kv = clients[number % clients.len()].kv();
             let value = bytes::Bytes::from(vec![7; 1024]);
             tokio::spawn(async move {
-                let mut rush = Rush::default();
+                let mut rush = Rush { by_second: vec![0; seconds], ..Rush::default() };
                 for step in 0_u64.. {
                     if started.elapsed() > time {
                         break;
@@ -137,7 +136,10 @@ fn rush(cluster: &Cluster, workers: usize, time: Duration, run: u64) -> Rush {
                         }
                     };
                     match outcome {
-                        Ok(()) => rush.answered += 1,
+                        Ok(()) => {
+                            let second = started.elapsed().as_secs() as usize;
+                            rush.by_second[second.min(seconds - 1)] += 1;
+                        }
                         Err(status) if status.code() == tonic::Code::ResourceExhausted => {
                             rush.refused += 1;
                         }
@@ -149,12 +151,11 @@ fn rush(cluster: &Cluster, workers: usize, time: Duration, run: u64) -> Rush {
         };
         for worker in (0..workers).map(worker).collect::<Vec<_>>() {
             let rush = worker.await.unwrap();
-            sum.answered += rush.answered;
+            sum.by_second.iter_mut().zip(rush.by_second).for_each(|(sum, count)| *sum += count);
             sum.refused += rush.refused;
             sum.failed += rush.failed;
         }
     });
-    sum.took = started.elapsed();
     sum
 }
 

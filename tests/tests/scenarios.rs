@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tests::eventually;
 use tests::load::Options;
+use tests::net::{self, Net};
 use tests::process::{ok, run, text};
 use tests::scenario::Scenario;
 
@@ -159,4 +160,74 @@ fn copy_dir(from: &Path, to: &Path) {
             false => drop(std::fs::copy(entry.path(), target).unwrap()),
         }
     }
+}
+
+// === in a network of their own ===
+
+/// Load on nodes in a private network.
+fn start_in(net: &Net, nodes: usize) -> Scenario {
+    Scenario::on(net.cluster_with(nodes, tests::scenario::prepare), |options| options)
+}
+
+#[test]
+fn halves_are_cut_apart_and_both_take_writes() {
+    net::within(|net| {
+        let scenario = start_in(net, 4);
+        net.split(&[0, 1], &[2, 3]);
+        for (via, value) in [(0, "one side"), (2, "the other")] {
+            // Two nodes are W of any key, whichever are its homes.
+            eventually("a write on each side", || {
+                let put = ["put", "both", value, "--blind", "--w", "2"];
+                run(scenario.cluster.kvctl_via(via, &put)).status.success().then_some(())
+            });
+        }
+        scenario.pass(800);
+        net.heal();
+        scenario.pass(200);
+        eventually("both values on every side", || {
+            let got =
+                run(scenario.cluster.kvctl_via(3, &["get", "both", "--r", "3", "-o", "json"]));
+            let got: serde_json::Value = serde_json::from_slice(&got.stdout).ok()?;
+            (got["siblings"].as_array()?.len() >= 2).then_some(())
+        });
+        let ended = scenario.end();
+        let kept = ended.sloppy.of_kind("put");
+        assert!(kept.ok > 50 * (kept.failed + kept.indeterminate), "{}", ended.sloppy);
+    });
+}
+
+#[test]
+fn what_one_node_sends_another_is_lost() {
+    net::within(|net| {
+        let scenario = start_in(net, 3);
+        net.cut_one_way(0, 1);
+        scenario.pass(1200);
+        net.heal();
+        scenario.pass(200);
+        all_answered(&scenario.end());
+    });
+}
+
+#[test]
+fn only_one_node_reaches_all_others() {
+    net::within(|net| {
+        let scenario = start_in(net, 5);
+        net.split(&[0, 1], &[3, 4]);
+        scenario.pass(800);
+        net.heal();
+        scenario.pass(200);
+        scenario.end();
+    });
+}
+
+#[test]
+fn a_fifth_of_all_packets_is_lost() {
+    net::within(|net| {
+        let scenario = start_in(net, 3);
+        net.lossy(20);
+        scenario.pass(400);
+        net.heal();
+        scenario.pass(200);
+        scenario.end();
+    });
 }
