@@ -4,9 +4,11 @@
 use bytes::Bytes;
 use divan::{Bencher, black_box};
 use kvd::dynamo::clock::{Counter, HybridClock};
+use kvd::dynamo::compare::Descent;
 use kvd::dynamo::context::Sealer;
 use kvd::dynamo::key::Key;
 use kvd::dynamo::layout::{Keyspace, Layout, Member, Mode};
+use kvd::dynamo::merkle::{self, Digest, LEAVES, Leaf, Span};
 use kvd::dynamo::node::{ClusterId, Incarnation, KeyspaceId, RequestId, Uid};
 use kvd::dynamo::object::{Intent, Minter, Object, Record};
 use kvd::dynamo::preference::preference;
@@ -143,4 +145,45 @@ fn context_open(bencher: Bencher<'_, '_>) {
     let (sealer, key) = (Sealer::new(ClusterId(1), [7; 16]), key());
     let context = Bytes::from(sealer.seal(&key, object(3).clock()));
     bencher.bench_local(|| sealer.open(black_box(&key), &context).unwrap());
+}
+
+/// What a put adds to its leaf: the digest of the record it was, and of the one it is, cost as much.
+#[divan::bench(args = [1, 3])]
+fn merkle_digest(bencher: Bencher<'_, '_>, siblings: u64) {
+    let object = object(siblings);
+    bencher.bench(|| Digest::of(black_box(b"user:0000000000000000000"), black_box(&object)));
+}
+
+/// Two replicas of a million keys, of which so many differ, from the partitions they share down to
+/// the leaves: the part of a comparison that is not disk or network.
+#[divan::bench(args = [0, 10, 10_000])]
+fn merkle_compare_a_million(bencher: Bencher<'_, '_>, differing: u32) {
+    const KEYS: u32 = 1_000_000;
+    let mut ours = vec![Leaf::default(); LEAVES as usize];
+    let mut theirs = ours.clone();
+    for i in 0..KEYS {
+        // As good as hashed.
+        let digest = Digest(u128::from(i).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+        let place = (digest.0 >> 110) as usize;
+        ours[place].add(digest);
+        if i >= differing {
+            theirs[place].add(digest);
+        }
+    }
+    let place = |leaves: Vec<Leaf>| (0..LEAVES).zip(leaves).collect::<Vec<(u32, Leaf)>>();
+    let (ours, theirs) = (place(ours), place(theirs));
+    let partitions: Vec<Span> = (0..256).map(|p| Span::of_partition(p, 256)).collect();
+    bencher.bench(|| {
+        let mut descent = Descent::new(partitions.clone());
+        let mut found = 0;
+        loop {
+            let asked = descent.ask();
+            let (Some(first), Some(last)) = (asked.first(), asked.last()) else { break };
+            // As the store walks: from the first leaf asked for to the last.
+            let walked = first.first as usize..last.end() as usize;
+            let sums = |side: &[(u32, Leaf)]| merkle::sums(&asked, side[walked.clone()].to_vec());
+            found += descent.tell(&asked, &sums(&ours), &sums(&theirs)).len();
+        }
+        found
+    });
 }
