@@ -1,12 +1,11 @@
 //! `compact start|status`: the nodes' files written anew without what is free in them.
 
+use super::jobs::{self, at, error};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
-use crate::time::rfc3339;
 use crate::value::size;
 use proto::v1::{CompactReply, CompactRequest, CompactView};
 use serde::Serialize;
@@ -65,14 +64,8 @@ async fn ask(
 }
 
 fn print(settings: &Settings, schema: &'static str, reply: &CompactReply) -> Result<(), Failure> {
-    let data: Vec<CompactJson> = reply.nodes.iter().map(json).collect();
-    let answer = Answer {
-        names: reply.nodes.iter().map(|view| view.node.clone()).collect(),
-        envelope: &Envelope::bare(schema, data),
-        heading: String::new(),
-        table: table(&reply.nodes),
-    };
-    answer.print(settings)
+    let table = table(&reply.nodes);
+    jobs::print(settings, schema, &reply.nodes, |view| &view.node, json, table)
 }
 
 fn table(nodes: &[CompactView]) -> Table {
@@ -104,7 +97,7 @@ fn json(view: &CompactView) -> CompactJson {
         files: view.files,
         bytes_before: view.bytes_before.to_string(),
         bytes_after: view.bytes_after.to_string(),
-        error: Some(view.error.clone()).filter(|error| !error.is_empty()),
+        error: error(&view.error),
     }
 }
 
@@ -116,10 +109,6 @@ fn state(view: &CompactView) -> &'static str {
         CompactView { ended_at_ms: 0, .. } => "never",
         _ => "done",
     }
-}
-
-fn at(unix_ms: u64) -> Option<String> {
-    (unix_ms > 0).then(|| rfc3339(unix_ms))
 }
 
 #[cfg(test)]

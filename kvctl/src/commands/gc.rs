@@ -1,15 +1,14 @@
 //! `gc run|status`: the tombstones of deleted keys, and what keeps them.
 
+use super::jobs::{self, age, at, error};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
-use crate::time::{for_people, now_ms, rfc3339};
+use crate::time::now_ms;
 use proto::v1::{GcReply, GcRequest, GcView};
 use serde::Serialize;
-use std::time::Duration;
 
 /// One node's tombstones, as scripts read it.
 #[derive(Debug, Serialize)]
@@ -59,14 +58,8 @@ async fn ask(connection: &Connection, run: bool, node: Option<String>) -> Result
 }
 
 fn print(settings: &Settings, schema: &'static str, reply: &GcReply) -> Result<(), Failure> {
-    let data: Vec<GcJson> = reply.nodes.iter().map(json).collect();
-    let answer = Answer {
-        names: reply.nodes.iter().map(|view| view.node.clone()).collect(),
-        envelope: &Envelope::bare(schema, data),
-        heading: String::new(),
-        table: table(&reply.nodes, now_ms()),
-    };
-    answer.print(settings)
+    let table = table(&reply.nodes, now_ms());
+    jobs::print(settings, schema, &reply.nodes, |view| &view.node, json, table)
 }
 
 fn table(nodes: &[GcView], now_ms: u64) -> Table {
@@ -80,10 +73,6 @@ fn table(nodes: &[GcView], now_ms: u64) -> Table {
         "WHY OTHERS STAY",
     ]);
     for view in nodes {
-        let walked = match view.ended_at_ms {
-            0 => "?".to_owned(),
-            at => format!("{} ago", for_people(Duration::from_millis(now_ms.saturating_sub(at)))),
-        };
         let why = match view.error.as_str() {
             "" => Cell::from(view.stays.join("; ")),
             error => Cell::toned(error.to_owned(), Tone::Warning),
@@ -91,7 +80,7 @@ fn table(nodes: &[GcView], now_ms: u64) -> Table {
         table.row(vec![
             view.node.as_str().into(),
             state(view).into(),
-            walked.into(),
+            age(view.ended_at_ms, now_ms).into(),
             tombstones(view).unwrap_or_else(|| "?".into()).into(),
             view.waiting.to_string().into(),
             view.reaped.to_string().into(),
@@ -111,7 +100,7 @@ fn json(view: &GcView) -> GcJson {
         waiting: view.waiting.to_string(),
         reaped: view.reaped.to_string(),
         stays: view.stays.clone(),
-        error: Some(view.error.clone()).filter(|error| !error.is_empty()),
+        error: error(&view.error),
     }
 }
 
@@ -133,10 +122,6 @@ fn state(view: &GcView) -> &'static str {
         GcView { ended_at_ms: 0, .. } => "never",
         _ => "done",
     }
-}
-
-fn at(unix_ms: u64) -> Option<String> {
-    (unix_ms > 0).then(|| rfc3339(unix_ms))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod gc;
 mod get;
 mod help;
 mod hints;
+mod jobs;
 mod keyspaces;
 mod lag;
 mod load;

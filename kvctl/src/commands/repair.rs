@@ -1,15 +1,14 @@
 //! `repair start|status`: the rounds in which nodes compare their copies and make them equal.
 
+use super::jobs::{self, age, at, error};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
-use crate::time::{for_people, now_ms, rfc3339};
+use crate::time::now_ms;
 use proto::v1::{PairView, RepairReply, RepairRequest, RepairView};
 use serde::Serialize;
-use std::time::Duration;
 
 /// One node and those it compares with, as scripts read it.
 #[derive(Debug, Serialize)]
@@ -72,14 +71,8 @@ async fn ask(
 }
 
 fn print(settings: &Settings, schema: &'static str, reply: &RepairReply) -> Result<(), Failure> {
-    let data: Vec<RepairJson> = reply.nodes.iter().map(json).collect();
-    let answer = Answer {
-        names: reply.nodes.iter().map(|view| view.node.clone()).collect(),
-        envelope: &Envelope::bare(schema, data),
-        heading: String::new(),
-        table: table(&reply.nodes, now_ms()),
-    };
-    answer.print(settings)
+    let table = table(&reply.nodes, now_ms());
+    jobs::print(settings, schema, &reply.nodes, |view| &view.node, json, table)
 }
 
 fn table(nodes: &[RepairView], now_ms: u64) -> Table {
@@ -107,7 +100,6 @@ fn table(nodes: &[RepairView], now_ms: u64) -> Table {
 }
 
 fn json(view: &RepairView) -> RepairJson {
-    let error = |error: &String| Some(error.clone()).filter(|error| !error.is_empty());
     let pair = |pair: &PairView| PairJson {
         peer: pair.peer.clone(),
         state: state(pair),
@@ -136,18 +128,6 @@ fn state(pair: &PairView) -> &'static str {
     }
 }
 
-/// How long ago; `?` if that is not known.
-fn age(unix_ms: u64, now_ms: u64) -> String {
-    match unix_ms {
-        0 => "?".into(),
-        at => format!("{} ago", for_people(Duration::from_millis(now_ms.saturating_sub(at)))),
-    }
-}
-
-fn at(unix_ms: u64) -> Option<String> {
-    (unix_ms > 0).then(|| rfc3339(unix_ms))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,10 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_that_never_was_has_no_age() {
-        assert_eq!(age(0, 90_000), "?");
-        assert_eq!(age(30_000, 90_000), "1m00s ago");
-        assert_eq!(age(95_000, 90_000), "0ms ago", "the node's clock is ahead");
+    fn a_match_that_never_was_has_no_time() {
         assert_eq!(json(&RepairView::default()).error, None);
         let pair = PairView { peer: "n2".into(), ..Default::default() };
         let view = RepairView { pairs: vec![pair], ..Default::default() };

@@ -1,12 +1,11 @@
 //! `scrub start|status`: the walk that proves every record's checksum.
 
+use super::jobs::{self, at, error};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
-use crate::time::rfc3339;
 use crate::value::size;
 use proto::v1::{ScrubReply, ScrubRequest, ScrubView};
 use serde::Serialize;
@@ -66,14 +65,8 @@ async fn ask(
 }
 
 fn print(settings: &Settings, schema: &'static str, reply: &ScrubReply) -> Result<(), Failure> {
-    let data: Vec<ScrubJson> = reply.nodes.iter().map(json).collect();
-    let answer = Answer {
-        names: reply.nodes.iter().map(|view| view.node.clone()).collect(),
-        envelope: &Envelope::bare(schema, data),
-        heading: String::new(),
-        table: table(&reply.nodes),
-    };
-    answer.print(settings)
+    let table = table(&reply.nodes);
+    jobs::print(settings, schema, &reply.nodes, |view| &view.node, json, table)
 }
 
 fn table(nodes: &[ScrubView]) -> Table {
@@ -121,7 +114,7 @@ fn json(view: &ScrubView) -> ScrubJson {
         healed: view.healed.to_string(),
         full_at: at(view.full_at_ms),
         due_at: at(view.due_at_ms),
-        error: Some(view.error.clone()).filter(|error| !error.is_empty()),
+        error: error(&view.error),
     }
 }
 
@@ -134,10 +127,6 @@ fn state(view: &ScrubView) -> &'static str {
         ScrubView { ended_at_ms: 0, .. } => "idle",
         _ => "done",
     }
-}
-
-fn at(unix_ms: u64) -> Option<String> {
-    (unix_ms > 0).then(|| rfc3339(unix_ms))
 }
 
 #[cfg(test)]
