@@ -14,7 +14,7 @@ use kvd::clock;
 use kvd::dynamo::clock::{Counter, HybridClock};
 use kvd::dynamo::key::Key;
 use kvd::dynamo::merkle::{self, Digest, LEAVES, Leaf, Span};
-use kvd::dynamo::node::{Incarnation, KeyspaceId, RequestId};
+use kvd::dynamo::node::{Incarnation, KeyspaceId, RequestId, Uid};
 use kvd::dynamo::object::{Intent, Mine, Minter, Object, Record};
 use kvd::dynamo::value::Value;
 use kvd::dynamo::version::{Actor, Clock, Dot};
@@ -84,6 +84,10 @@ fn wrong<T>(what: impl Into<String>) -> Result<T, Failure> {
 enum Write {
     Coordinate(Intent),
     Merge(Object),
+    /// Of a tombstone, if it is just this one.
+    Reap(Key, Digest),
+    /// Of a hint, whatever it is.
+    Drop,
 }
 
 /// A key's copy, and the writes that may have changed it since, in order.
@@ -101,12 +105,23 @@ struct Values {
 }
 
 /// What a replica whose copy is `local` has after `write`, if its dot was `dot`.
-fn after(local: Option<&Object>, write: &Write, dot: Option<Dot>) -> Result<Object, Failure> {
+fn after(
+    local: Option<&Object>,
+    write: &Write,
+    dot: Option<Dot>,
+) -> Result<Option<Object>, Failure> {
     match (write, dot) {
         (Write::Merge(object), _) => {
             let mut copy = local.cloned().unwrap_or_default();
             copy.merge(object);
-            Ok(copy)
+            Ok(Some(copy))
+        }
+        (Write::Drop, _) => Ok(None),
+        (Write::Reap(key, digest), _) => {
+            let is_it = |copy: &&Object| {
+                copy.live().is_empty() && Digest::of(&record::stored_key(key), copy) == *digest
+            };
+            Ok(local.filter(|copy| !is_it(copy)).cloned())
         }
         (Write::Coordinate(intent), Some(dot)) => {
             let incarnation = Incarnation(1); // of the model; only the actor shows
@@ -116,7 +131,7 @@ fn after(local: Option<&Object>, write: &Write, dot: Option<Dot>) -> Result<Obje
             let minter =
                 Minter { incarnation, clock: &mut clock, now_ms: 0, fresh_actor: dot.actor };
             match Object::coordinate(local, intent, minter) {
-                Ok(done) => Ok(done.object.with_mine(None)),
+                Ok(done) => Ok(Some(done.object.with_mine(None))),
                 Err(refused) => {
                     wrong(format!("a write was taken that is to be refused: {refused}"))
                 }
@@ -127,6 +142,18 @@ fn after(local: Option<&Object>, write: &Write, dot: Option<Dot>) -> Result<Obje
 }
 
 impl Copies {
+    fn wrote(&mut self, write: Write, dot: Option<Dot>, acked: bool) -> Result<(), Failure> {
+        if !acked {
+            self.doubtful.push((write, dot));
+            return Ok(());
+        }
+        if !self.doubtful.is_empty() {
+            return wrong("a write is acknowledged after one before it failed");
+        }
+        self.certain = after(self.certain.as_ref(), &write, dot)?;
+        Ok(())
+    }
+
     /// Takes what a restarted store shows as the truth, if it can be.
     fn resolve(&mut self, found: Option<Object>) -> Result<(), Failure> {
         let found = found.map(|object| object.with_mine(None));
@@ -138,7 +165,7 @@ impl Copies {
             if dot.is_none() && matches!(write, Write::Coordinate(_)) {
                 break;
             }
-            state = Some(after(state.as_ref(), &write, dot)?);
+            state = after(state.as_ref(), &write, dot)?;
             possible.push(state.clone());
         }
         if possible.contains(&found) {
@@ -257,6 +284,8 @@ struct Run {
     options: StoreOptions,
     keys: Vec<Key>,
     copies: BTreeMap<Key, Copies>,
+    /// What it keeps for [`ABSENT`].
+    hints: BTreeMap<Key, Copies>,
     facts: BTreeMap<&'static str, Values>,
     peer: Peer,
     /// The actors that this life has minted.
@@ -278,9 +307,15 @@ struct Run {
 enum Sent {
     Coordinate(Key, Intent, Actor, Answer<Prepared>, Answer<()>),
     Merge(Key, Object, Answer<()>),
+    Reap(Key, Digest, Answer<()>),
+    Hint(Key, Object, Answer<()>),
+    DropHint(Key, Answer<()>),
     Fact(&'static str, Vec<u8>, Answer<()>),
     Checkpoint(Answer<()>),
 }
+
+/// A node that is away.
+const ABSENT: Uid = Uid(77);
 
 const FACTS: [&str; 3] = ["cluster", "layout", "colour"];
 
@@ -316,6 +351,7 @@ impl Run {
             },
             keys: (0..20).map(key).collect(),
             copies: BTreeMap::new(),
+            hints: BTreeMap::new(),
             facts: BTreeMap::new(),
             peer: Peer { copies: BTreeMap::new(), clock: HybridClock::resume(Counter(0)) },
             actors: BTreeMap::new(),
@@ -416,6 +452,9 @@ impl Run {
         store: &Store,
         clean: bool,
     ) -> Result<(), Failure> {
+        if directory.has_lost_data() {
+            return Err(Failure::Lost("a crash was taken for a loss of data".into()));
+        }
         // As when every other member confirms that it saw no later start.
         directory.resume().into_iter().for_each(|incarnation| store.live_as(incarnation));
         let life = Some(directory.incarnation());
@@ -451,6 +490,19 @@ impl Run {
                 Failure::Lost(what) => Failure::Lost(format!("{key:?}: {what}")),
                 Failure::Wrong(what) => Failure::Wrong(format!("{key:?}: {what}")),
             })?;
+        }
+        let mut kept = 0;
+        for (key, hints) in &mut self.hints {
+            let found = store.hint(ABSENT, key).map_err(|e| Failure::Wrong(e.to_string()))?;
+            kept += u64::from(found.is_some());
+            hints.resolve(found).map_err(|failure| match failure {
+                Failure::Lost(what) => Failure::Lost(format!("hint of {key:?}: {what}")),
+                Failure::Wrong(what) => Failure::Wrong(format!("hint of {key:?}: {what}")),
+            })?;
+        }
+        let counted = store.hint_totals().get(&ABSENT).map_or(0, |totals| totals.keys);
+        if counted != kept {
+            return wrong(format!("{kept} hints are kept, {counted} are counted"));
         }
         for name in FACTS {
             let found = store.fact(name).map_err(|error| Failure::Wrong(error.to_string()))?;
@@ -541,7 +593,23 @@ impl Run {
                 let answer = self.store().put_fact(name, value.clone());
                 return Sent::Fact(name, value, answer);
             }
-            2..=5 => {
+            2 => {
+                let object = self.peer_object(&key);
+                let answer =
+                    self.store().keep_hint(ABSENT, key.clone(), object.clone(), self.now_ms);
+                return Sent::Hint(key, object, answer);
+            }
+            3 if self.rng.one_in(2) => {
+                let answer = self.store().drop_hint(ABSENT, key.clone(), None);
+                return Sent::DropHint(key, answer);
+            }
+            4 if self.rng.one_in(2) => {
+                let copy = self.copies.get(&key).and_then(|copies| copies.certain.clone());
+                let digest = Digest::of(&record::stored_key(&key), &copy.unwrap_or_default());
+                let answer = self.store().reap(key.clone(), digest);
+                return Sent::Reap(key, digest, answer);
+            }
+            3..=5 => {
                 let object = self.peer_object(&key);
                 let answer = self.store().merge(key.clone(), object.clone());
                 return Sent::Merge(key, object, answer);
@@ -641,6 +709,31 @@ impl Run {
                     self.wrote(key, Write::Merge(object), None, outcome.is_ok())?;
                     outcome
                 }
+                Sent::Reap(key, digest, answer) => {
+                    touched.insert(key.clone());
+                    let outcome = wait(answer)?;
+                    let write = Write::Reap(key.clone(), digest);
+                    self.wrote(key.clone(), write, None, outcome.is_ok())?;
+                    let gone = self.copies.get(&key).is_none_or(|copies| copies.certain.is_none());
+                    if outcome.is_ok() && gone {
+                        self.actors.remove(&key); // the next write of the key is by another
+                    }
+                    outcome
+                }
+                Sent::Hint(key, object, answer) => match wait(answer)? {
+                    Err(StoreError::HintsFull) => Ok(()),
+                    outcome => {
+                        let hints = self.hints.entry(key).or_default();
+                        hints.wrote(Write::Merge(object), None, outcome.is_ok())?;
+                        outcome
+                    }
+                },
+                Sent::DropHint(key, answer) => {
+                    let outcome = wait(answer)?;
+                    let hints = self.hints.entry(key).or_default();
+                    hints.wrote(Write::Drop, None, outcome.is_ok())?;
+                    outcome
+                }
                 Sent::Coordinate(key, intent, actor, prepared, synced) => {
                     touched.insert(key.clone());
                     let (prepared, outcome) = (wait(prepared)?, wait(synced)?);
@@ -699,12 +792,12 @@ impl Run {
             let copies = self.copies.entry(key.clone()).or_default();
             let mut local = copies.certain.clone();
             for (write, dot) in &copies.doubtful {
-                local = Some(after(local.as_ref(), write, *dot)?);
+                local = after(local.as_ref(), write, *dot)?;
             }
             let expected = after(local.as_ref(), &write, dot)?;
             let found = Object::decode(prepared.encoded).unwrap();
-            if found != expected {
-                let (found, expected) = (shown(Some(&found)), shown(Some(&expected)));
+            if Some(&found) != expected.as_ref() {
+                let (found, expected) = (shown(Some(&found)), shown(expected.as_ref()));
                 return wrong(format!("{key:?}: prepared {found}, expected {expected}"));
             }
         }
@@ -718,16 +811,7 @@ impl Run {
         dot: Option<Dot>,
         acked: bool,
     ) -> Result<(), Failure> {
-        let copies = self.copies.entry(key).or_default();
-        if !acked {
-            copies.doubtful.push((write, dot));
-            return Ok(());
-        }
-        if !copies.doubtful.is_empty() {
-            return wrong("a write is acknowledged after one before it failed");
-        }
-        copies.certain = Some(after(copies.certain.as_ref(), &write, dot)?);
-        Ok(())
+        self.copies.entry(key).or_default().wrote(write, dot, acked)
     }
 
     fn reads_agree(&self, keys: &BTreeSet<Key>) -> Result<(), Failure> {

@@ -169,18 +169,15 @@ impl Directory {
         let mark_outside = mark_outside.and_then(|mark| u128::from_str_radix(&mark, 16).ok());
         let ended_cleanly = mark_outside.is_some() && mark_outside == mark_inside;
         self.resumable = Some(self.incarnation).filter(|_| ended_cleanly);
-        let known = |life: &Option<u128>| {
-            life.is_some_and(|life| self.facts.lives.contains(&format!("{life:032x}")))
-        };
+        let known = |life: &Option<u128>| self.facts.lives.contains(&life_name(*life));
         if self.facts.born {
             self.facts.lost_data |= !self.facts.lives.is_empty() && !lives.iter().all(known);
             self.begin();
         }
         let life = clock::random_u128();
         // Killed before it is in every file, the next start finds some of these.
-        let may_be_found = lives.iter().flatten().chain([&life]);
-        let may_be_found: BTreeSet<String> =
-            may_be_found.map(|life| format!("{life:032x}")).collect();
+        let may_be_found = lives.iter().copied().chain([Some(life)]);
+        let may_be_found: BTreeSet<String> = may_be_found.map(life_name).collect();
         self.facts.lives = may_be_found.into_iter().collect();
         self.facts.born = true;
         self.facts.starts += 1;
@@ -191,7 +188,7 @@ impl Directory {
     /// The database names `life` in every file: one that names an earlier is from now on an older
     /// copy.
     pub fn life_begun(&mut self, life: u128) -> Result<(), DirectoryError> {
-        self.facts.lives = vec![format!("{life:032x}")];
+        self.facts.lives = vec![life_name(Some(life))];
         self.write_facts()
     }
 
@@ -291,6 +288,11 @@ impl Directory {
     }
 }
 
+/// A life as the file names it; a new database names none.
+fn life_name(life: Option<u128>) -> String {
+    life.map_or_else(|| "none".into(), |life| format!("{life:032x}"))
+}
+
 fn lock(path: &Path) -> Result<File, DirectoryError> {
     let file = path.join(LOCK_FILE);
     let lock = File::options().create(true).truncate(false).write(true).open(&file);
@@ -371,8 +373,13 @@ mod tests {
     fn a_database_that_names_an_older_life_has_lost_data() {
         let dir = tempfile::tempdir().unwrap();
         let open = || Directory::open(dir.path()).unwrap();
-        let first = open().begin_life(None, &[None, None]).unwrap();
-        open().life_begun(first).unwrap();
+        let killed = open().begin_life(None, &[None, None]).unwrap();
+        let mut first = open();
+        let life = first.begin_life(None, &[Some(killed), None]).unwrap();
+        assert!(!first.has_lost_data(), "killed before a new database named any");
+        first.life_begun(life).unwrap();
+        drop(first);
+        let first = life;
         // Killed while the second was being written into the files: nothing is lost.
         let second = open().begin_life(None, &[Some(first), Some(first)]).unwrap();
         let mut third = open();
