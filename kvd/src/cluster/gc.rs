@@ -116,6 +116,7 @@ impl Walk<'_> {
         }
         let mut after: Option<Key> = None;
         loop {
+            self.node.yield_to_requests().await;
             self.all_there()?;
             let page = self.page(after.take()).await.map_err(|failure| failure.what)?;
             let Some((last, _)) = page.last() else { break };

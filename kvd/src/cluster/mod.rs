@@ -69,6 +69,14 @@ use tokio_util::sync::CancellationToken;
 /// Client requests this node works on at once. One more is refused as overload.
 const REQUESTS_MAX: usize = 4096;
 
+/// With so many under way the node is busy, and what it does in the background lets them go first.
+const REQUESTS_BUSY: usize = 256;
+
+/// Before each piece of such work it lets them go first for so long, at most: it gets slow, and does
+/// not stand still.
+const YIELD_MAX: Duration = Duration::from_millis(500);
+const YIELD_STEP: Duration = Duration::from_millis(25);
+
 /// How long a request may take when its caller does not say.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(2);
 
@@ -199,6 +207,15 @@ impl Node {
         let all = self.requests.acquire_many(REQUESTS_MAX as u32);
         if tokio::time::timeout(patience, all).await.is_err() {
             tracing::warn!("requests are still under way and will be cut off");
+        }
+    }
+
+    /// Waits as long as many client requests are under way, and no longer than half a second.
+    pub async fn yield_to_requests(&self) {
+        let until = clock::now() + YIELD_MAX;
+        let is_busy = || REQUESTS_MAX - self.requests.available_permits() >= REQUESTS_BUSY;
+        while is_busy() && clock::now() < until {
+            tokio::time::sleep(YIELD_STEP).await;
         }
     }
 

@@ -141,6 +141,7 @@ fn end(node: &Node, outcome: Result<(), Failure>, now_ms: u64) {
 async fn walk(node: &Arc<Node>, bytes_per_second: u64) -> Result<(), Failure> {
     let mut from = Vec::new();
     loop {
+        node.yield_to_requests().await;
         let (store, start) = (node.store.clone(), from);
         // Off the threads that serve requests: a page is thousands of cold records.
         let page = tokio::task::spawn_blocking(move || store.prove(&start)).await;
