@@ -58,6 +58,12 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes all writes durable, and the length.
     fn sync(&self) -> io::Result<()>;
+    /// Has the next reads come from the disk and not from the system's cache, as far as it can be
+    /// had: after a sync that failed, what was to be synced is in the cache, marked clean, and not on
+    /// the disk (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Makes it `len` bytes of zeros that take their room on the disk at once.
     fn allocate(&self, len: u64) -> io::Result<()>;
 }
@@ -160,6 +166,11 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn forget_cached(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(&self.0, 0, None, rustix::fs::Advice::DontNeed)?)
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {

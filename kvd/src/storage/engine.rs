@@ -233,8 +233,12 @@ impl Store {
         let reserve = Reserve::open(Arc::clone(&disk), options.write_buffer_bytes);
         let reserve = reserve.map_err(refused)?;
         reserve.make_way(0).map_err(refused)?;
-        let shards = Shards::open(&*disk, directory.is_new(), options.cache_bytes)
-            .map_err(|error| OpenError::of_shard(directory, error))?;
+        let shards = Shards::open(
+            &*disk,
+            (directory.is_new(), directory.says_stopped_cleanly()),
+            options.cache_bytes,
+        )
+        .map_err(|error| OpenError::of_shard(directory, error))?;
         let signs = shards.signs().map_err(in_words)?;
         let uid = directory.uid().to_bytes();
         if let Some(inside) = signs.uids.iter().flatten().find(|inside| **inside != uid) {
@@ -766,8 +770,10 @@ impl OpenError {
 /// not go; and a node that is killed again and again must not pile up log.
 fn bring_back(shards: &Shards, log: &mut Log, layer: &Layer) -> Result<(), DatabaseError> {
     let ended = log.take_ended();
-    if !layer.is_empty() {
-        shards.checkpoint(layer, ended.iter().copied().max().unwrap_or(0))?;
+    if let Some(last) = ended.iter().copied().max() {
+        // Also when they held nothing whole: a segment that is used again before its new name is on
+        // disk would else be read under the old one, and what it then holds taken for damage.
+        shards.checkpoint(layer, last)?;
     }
     let spares = log.spares();
     Ok(ended.into_iter().try_for_each(|segment| spares.recycle(segment))?)

@@ -267,6 +267,11 @@ impl Directory {
         !self.facts.born
     }
 
+    /// Whether the last stop was clean, by the file alone. True until a life begins.
+    pub fn says_stopped_cleanly(&self) -> bool {
+        self.facts.stop_mark.is_some()
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path

@@ -89,15 +89,21 @@ pub enum ShardError {
 }
 
 impl Shards {
-    /// Opens every file; makes them if the node `is_new`.
-    pub fn open(disk: &dyn Disk, is_new: bool, cache_bytes: usize) -> Result<Self, ShardError> {
+    /// Opens every file; makes them if the node `is_new`. After a clean stop the system's cache `is
+    /// trusted` to be as the disk.
+    pub fn open(
+        disk: &dyn Disk,
+        (is_new, is_trusted): (bool, bool),
+        cache_bytes: usize,
+    ) -> Result<Self, ShardError> {
         let first_error = Arc::new(OnceLock::new());
         let cache_bytes = cache_bytes / SHARDS;
         let refused = |error: io::Error| ShardError::Refused(error.to_string());
         copy::remove_leftovers(disk).map_err(refused)?;
         let open = |index| {
             let name = shard_name(index);
-            let shard = open_shard(disk, (index, &name), is_new, cache_bytes, &first_error)?;
+            let shard =
+                open_shard(disk, (index, &name), (is_new, is_trusted), cache_bytes, &first_error)?;
             Ok(RwLock::new(Arc::new(shard)))
         };
         let databases = (0..SHARDS).map(open).collect::<Result<_, _>>()?;
@@ -426,7 +432,7 @@ pub fn is_one(name: &str) -> bool {
 fn open_shard(
     disk: &dyn Disk,
     (index, name): (usize, &str),
-    is_new: bool,
+    (is_new, is_trusted): (bool, bool),
     cache_bytes: usize,
     first_error: &Arc<OnceLock<String>>,
 ) -> Result<Shard, ShardError> {
@@ -446,6 +452,10 @@ fn open_shard(
     // for durable, and build on it over pages that the last durable state still needs: a power cut
     // before the next sync then leaves neither.
     file.sync().map_err(refused)?;
+    if !is_trusted {
+        // And what a sync that failed left there is taken for durable though it was synced since.
+        file.forget_cached().map_err(refused)?;
+    }
     let open = || -> Result<Shard, DatabaseError> {
         let mut builder = redb::Builder::new();
         builder.set_cache_size(cache_bytes);

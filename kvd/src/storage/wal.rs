@@ -411,6 +411,10 @@ struct Segment {
 impl Segment {
     fn read(disk: &dyn Disk, number: u64) -> io::Result<Self> {
         let file = disk.open(&segment_name(number))?;
+        // What is counted as there has to be on the disk: the next segment's header says how many
+        // groups this one has, and a group that was in the cache alone would be missed later.
+        file.sync()?;
+        file.forget_cached()?;
         let mut bytes = vec![0; file.len()? as usize];
         file.read_at(0, &mut bytes)?;
         Ok(Self { number, bytes: bytes.into() })

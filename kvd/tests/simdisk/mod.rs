@@ -421,6 +421,14 @@ impl File {
         self.durable.set_len(self.cached.len);
     }
 
+    /// What is clean is read from the platter again.
+    fn forget_cached(&mut self) {
+        for page in 0..self.cached.pages.len() {
+            let dirty = self.dirty.get(&page).copied().unwrap_or(0);
+            copy_sectors(&self.durable, &mut self.cached, page, !dirty);
+        }
+    }
+
     /// Writes the dirty ones of these sectors back, without a promise.
     fn write_back(&mut self, page: usize, mask: u8) {
         let Some(dirty) = self.dirty.get_mut(&page) else { return };
@@ -669,6 +677,13 @@ impl DiskFile for SimFile {
             file.sync();
         }
         failed
+    }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.alive()?;
+        state.file(self.id).forget_cached();
+        Ok(())
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
