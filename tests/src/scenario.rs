@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 const N: u32 = 3;
 
 /// Nodes compare so often, and take away a tombstone that all have held for so long: in a test
-/// nothing may wait for minutes.
-const SETTINGS: [(&str, &str); 2] = [("KVD_REPAIR_EVERY", "3s"), ("KVD_GC_AFTER", "3s")];
+/// nothing may wait for minutes, and nothing under way lasts longer than the second.
+const SETTINGS: [(&str, &str); 2] = [("KVD_REPAIR_EVERY", "3s"), ("KVD_GC_AFTER", "12s")];
 
 /// The cluster and its loads.
 pub struct Scenario {

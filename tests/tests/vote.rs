@@ -27,9 +27,9 @@ fn put_all(cluster: &Cluster, value: &str) {
     }
 }
 
-fn get(cluster: &Cluster, i: usize) -> (Option<i32>, Vec<u8>) {
+fn get(cluster: &Cluster, via: usize, i: usize) -> (Option<i32>, Vec<u8>) {
     let get = ["get", "-k", "strict", &format!("k{i}"), "--timeout", "2s"];
-    let got = run(cluster.kvctl_via(1, &get));
+    let got = run(cluster.kvctl_via(via, &get));
     (got.status.code(), got.stdout)
 }
 
@@ -39,9 +39,14 @@ fn no_get_forgets(cluster: &mut Cluster) {
     cluster.nodes[2].start();
     cluster.nodes[1].start();
     cluster.wait_until_up(1, &["n2", "n3"]);
-    for i in 0..KEYS {
-        let (code, shown) = get(cluster, i);
+    // Through the node itself, and through one that asks it.
+    for (i, via) in (0..KEYS).flat_map(|i| [(i, 1), (i, 2)]) {
+        let (code, shown) = get(cluster, via, i);
         assert!(code == Some(5) || shown == b"new", "k{i}: {code:?} {}", text(&shown));
+    }
+    for via in [1, 2] {
+        let dump = run(cluster.kvctl_via(via, &["dump", "-k", "strict", "--timeout", "5s"]));
+        assert_ne!(dump.status.code(), Some(0), "a walk that lacks writes says so");
     }
     let status = text(&ok(cluster.kvctl_via(1, &["status"])));
     assert!(status.contains("n2 lost data and has no vote until it is level"), "{status}");
@@ -55,8 +60,8 @@ fn no_get_forgets(cluster: &mut Cluster) {
     // Without n1, n2 holds what it had lost.
     cluster.nodes[0].kill();
     for i in 0..KEYS {
-        eventually("a get through n2 and n3", || (get(cluster, i).0 == Some(0)).then_some(()));
-        assert_eq!(get(cluster, i), (Some(0), b"new".to_vec()), "k{i}");
+        eventually("a get through n2 and n3", || (get(cluster, 1, i).0 == Some(0)).then_some(()));
+        assert_eq!(get(cluster, 1, i), (Some(0), b"new".to_vec()), "k{i}");
     }
     let log = cluster.nodes[1].log();
     assert!(log.contains("gets count this node again"), "{log}");

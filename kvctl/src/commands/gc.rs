@@ -18,8 +18,8 @@ struct GcJson {
     started_at: Option<String>,
     ended_at: Option<String>,
     tombstones: Option<String>,
-    waiting: String,
-    reaped: String,
+    waiting: Option<String>,
+    reaped: Option<String>,
     stays: Vec<String>,
     error: Option<String>,
 }
@@ -81,9 +81,9 @@ fn table(nodes: &[GcView], now_ms: u64) -> Table {
             view.node.as_str().into(),
             state(view).into(),
             age(view.ended_at_ms, now_ms).into(),
-            tombstones(view).unwrap_or_else(|| "?".into()).into(),
-            view.waiting.to_string().into(),
-            view.reaped.to_string().into(),
+            known(view, view.tombstones).unwrap_or_else(|| "?".into()).into(),
+            known(view, view.waiting).unwrap_or_else(|| "?".into()).into(),
+            known(view, view.reaped).unwrap_or_else(|| "?".into()).into(),
             why,
         ]);
     }
@@ -96,17 +96,17 @@ fn json(view: &GcView) -> GcJson {
         state: state(view),
         started_at: at(view.started_at_ms),
         ended_at: at(view.ended_at_ms),
-        tombstones: tombstones(view),
-        waiting: view.waiting.to_string(),
-        reaped: view.reaped.to_string(),
+        tombstones: known(view, view.tombstones),
+        waiting: known(view, view.waiting),
+        reaped: known(view, view.reaped),
         stays: view.stays.clone(),
         error: error(&view.error),
     }
 }
 
-/// How many it holds, if it could be asked.
-fn tombstones(view: &GcView) -> Option<String> {
-    (!is_unasked(view)).then(|| view.tombstones.to_string())
+/// A number that a node told, if it could be asked.
+fn known(view: &GcView, number: u64) -> Option<String> {
+    (!is_unasked(view)).then(|| number.to_string())
 }
 
 /// A node that answers says when it began, if it fails.
@@ -133,7 +133,7 @@ mod tests {
         let of = |running, started_at_ms, ended_at_ms, error: &str| {
             let error = error.to_owned();
             let view = GcView { running, started_at_ms, ended_at_ms, error, ..Default::default() };
-            (state(&view), tombstones(&view).is_some())
+            (state(&view), known(&view, 0).is_some())
         };
         assert_eq!(of(true, 5, 0, ""), ("running", true));
         assert_eq!(of(false, 5, 9, ""), ("done", true));

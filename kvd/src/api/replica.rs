@@ -337,8 +337,10 @@ fn read(node: &Node, cluster: &Cluster, ask: ReadCall) -> Result<answer::Body, F
         let object = kept.map(|object| object.encode().into()).unwrap_or_default();
         return Ok(answer::Body::Read(ReadAnswer { object, no_vote: false }));
     }
-    let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
+    // Before it is read: a vote given back meanwhile is not this copy's.
     let no_vote = !node.vote.is_given();
+    let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
+    let no_vote = no_vote || !node.vote.is_given();
     Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default(), no_vote }))
 }
 

@@ -62,9 +62,11 @@ pub async fn read_copy(
     deadline: Instant,
 ) -> Result<Held, CallError> {
     if on == node.uid {
+        let had_vote = node.vote.is_given(); // before it is read
         let object = node.store.read(key);
         let object = object.map_err(|error| CallError::Refused(errors::storage(&error)))?;
-        return Ok(Held { object: object.unwrap_or_default(), votes: node.vote.is_given() });
+        let votes = had_vote && node.vote.is_given();
+        return Ok(Held { object: object.unwrap_or_default(), votes });
     }
     read_on(cluster, on, key, false, deadline).await
 }

@@ -67,7 +67,6 @@ pub async fn run(node: Arc<Node>, after: Option<Duration>) {
             members: cluster.layout.members().iter().map(|member| member.uid).collect(),
             after: after.unwrap_or(crate::config::GC_AFTER),
             ripening: &mut ripening,
-            found: BTreeSet::new(),
             stays: BTreeMap::new(),
             reaped: 0,
         };
@@ -94,8 +93,6 @@ struct Walk<'a> {
     members: BTreeSet<Uid>,
     after: Duration,
     ripening: &'a mut Ripening,
-    /// Those this node sees to.
-    found: BTreeSet<Key>,
     /// How many have to stay, and why.
     stays: BTreeMap<(Uid, &'static str), u64>,
     reaped: u64,
@@ -114,6 +111,7 @@ impl Walk<'_> {
             // What was just deleted is not in the list yet.
             tree::freshen(self.node).await.map_err(|failure| failure.what)?;
         }
+        self.ripening.begin_walk();
         let mut after: Option<Key> = None;
         loop {
             self.node.yield_to_requests().await;
@@ -126,12 +124,11 @@ impl Walk<'_> {
             if candidates.is_empty() {
                 continue;
             }
-            self.found.extend(candidates.iter().map(|it| it.key.clone()));
             let ripe = self.ripe(candidates).await;
             self.reap(ripe).await?;
             tokio::time::sleep(BATCH_PAUSE).await;
         }
-        self.ripening.keep_only(&self.found);
+        self.ripening.end_walk();
         Ok(())
     }
 
@@ -161,7 +158,8 @@ impl Walk<'_> {
         let keyspace = self.cluster.layout.keyspace_by_id(key.keyspace())?;
         let homes = preference::homes(&self.cluster.layout, keyspace.n, key.token());
         let homes: BTreeSet<Uid> = homes.into_iter().collect();
-        (reap::driver(&homes) == Some(self.node.uid)).then_some(Candidate { key, digest, homes })
+        let ours = reap::driver(&homes) == Some(self.node.uid) && self.ripening.wants(&key);
+        ours.then_some(Candidate { key, digest, homes })
     }
 
     /// Asks every member about these; returns those of which all have said so for long enough.
@@ -299,8 +297,11 @@ pub async fn asked(node: &Arc<Node>, ask: ReapCall) -> Result<ReapAnswer, Failur
         }
     }
     let votes = node.vote.is_given();
+    let members = cluster.layout.members().iter();
+    let mut targets: BTreeSet<Uid> = members.map(|member| member.uid).collect();
     let says = tree::read(node, move |store| {
-        let targets: Vec<Uid> = store.hint_totals().into_keys().collect();
+        // Also those of whom nothing is counted: damage to the log may have lost the count.
+        targets.extend(store.hint_totals().into_keys());
         let say = |(key, digest): &(Key, Digest)| {
             for target in &targets {
                 if store.hint(*target, key)?.is_some() {

@@ -72,6 +72,7 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
     let (Ok(from), Ok(to)) = (token(&ask.from_token), token(&ask.to_token)) else {
         return Err(errors::argument("the scan is not allowed", "a token has 16 bytes"));
     };
+    let had_vote = node.vote.is_given(); // before it is read
     let page = local_page(
         node,
         KeyspaceId(ask.keyspace),
@@ -91,7 +92,7 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
         entries: page.entries.into_iter().map(entry).collect(),
         through_token,
         through_key,
-        no_vote: !node.vote.is_given(),
+        no_vote: !(had_vote && node.vote.is_given()),
     })
 }
 

@@ -108,7 +108,10 @@ impl Read {
             Phase::RepairingFirst => self.repair_until_quorum(),
             // None that can tell made up the number, and none has anything.
             Phase::Asking if self.waiting.is_empty() && self.is_number_there() => {
-                self.end(ReadStep::Fail)
+                match self.ask_next() {
+                    none if none.is_empty() => self.end(ReadStep::Fail),
+                    another => another,
+                }
             }
             Phase::Asking => Vec::new(),
         }
@@ -118,13 +121,13 @@ impl Read {
     /// may not be all. In a strict keyspace it counts for nothing. In a sloppy one it counts as a
     /// fallback's: it is no proof that the key is absent.
     pub fn reply_without_vote(&mut self, from: Uid, copy: Object) -> Vec<ReadStep> {
-        if self.spec.repair_first.is_some() {
-            return self.fail(from);
-        }
         if self.waiting.contains(&from) {
             self.voteless.insert(from);
         }
-        self.reply(from, copy)
+        match self.spec.repair_first {
+            None => self.reply(from, copy),
+            Some(_) => self.fail(from),
+        }
     }
 
     /// A replica did not answer, or said that it cannot.
@@ -132,7 +135,10 @@ impl Read {
         if !self.waiting.remove(&from) {
             return Vec::new();
         }
-        self.failed.insert(from);
+        // One without a vote can still be sent the join.
+        if !self.voteless.contains(&from) {
+            self.failed.insert(from);
+        }
         if self.phase != Phase::Asking {
             return Vec::new();
         }
@@ -392,6 +398,29 @@ mod tests {
     }
 
     #[test]
+    fn without_a_vote_what_a_copy_holds_counts_and_what_it_lacks_does_not() {
+        let (mut read, _) = start(1, None);
+        assert_eq!(read.reply_without_vote(A, copy(0)), [ReadStep::Ask(B)], "another may have it");
+        assert_eq!(read.reply(B, copy(1))[0], ReadStep::Answer);
+        let (mut read, _) = start(1, None);
+        assert_eq!(read.reply_without_vote(A, copy(1)), [ReadStep::Answer]);
+        let (mut read, _) = start(1, None);
+        for (uid, then) in [(A, ReadStep::Ask(B)), (B, ReadStep::Ask(C)), (C, ReadStep::Fail)] {
+            assert_eq!(read.reply_without_vote(uid, copy(0)), [then], "nobody can tell");
+        }
+    }
+
+    #[test]
+    fn in_a_strict_get_a_copy_without_a_vote_counts_for_nothing_and_takes_the_join() {
+        let (mut read, _) = start(2, Some(2));
+        assert_eq!(read.reply_without_vote(A, copy(0)), [ReadStep::Ask(C)]);
+        assert_eq!(read.reply(B, copy(1)), []);
+        assert_eq!(read.reply(C, copy(0)), [ReadStep::Repair(C)]);
+        assert_eq!(read.repair_ended(C, false), [ReadStep::Repair(A)], "its disk is a disk");
+        assert_eq!(read.repair_ended(A, true), [ReadStep::Answer]);
+    }
+
+    #[test]
     fn a_failed_replica_is_replaced_by_the_next() {
         let (mut read, _) = start(2, None);
         assert_eq!(read.fail(A), [ReadStep::Ask(C)]);
@@ -481,6 +510,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Move {
         Reply(usize, u64),
+        ReplyWithoutVote(usize, u64),
         Fail(usize),
         Hedge,
         RepairEnded(usize, bool),
@@ -489,6 +519,8 @@ mod tests {
     fn a_move() -> impl Strategy<Value = Move> {
         prop_oneof![
             4 => (0usize..5, 0u64..4).prop_map(|(node, writes)| Move::Reply(node, writes)),
+            1 => (0usize..5, 0u64..4)
+                .prop_map(|(node, writes)| Move::ReplyWithoutVote(node, writes)),
             2 => (0usize..5).prop_map(Move::Fail),
             1 => Just(Move::Hedge),
             3 => (0usize..5, any::<bool>()).prop_map(|(node, ok)| Move::RepairEnded(node, ok)),
@@ -520,6 +552,9 @@ mod tests {
                         ReadStep::Answer => {
                             ends += 1;
                             assert!(replied.len() >= usize::from(r));
+                            let mut voters = read.copies().keys().filter(|uid| !read.voteless.contains(uid));
+                            let absent = read.joined().clock().is_empty();
+                            assert!(!absent || voters.next().is_some(), "nobody who can tell says so");
                             let agree = read.copies().values().filter(|c| c.agrees_with(read.joined()));
                             let agree = agree.count();
                             let differed = agree < replied.len() || !read.repaired().is_empty();
@@ -541,6 +576,14 @@ mod tests {
                             replied.insert(node);
                         }
                         read.reply(node, copy(writes))
+                    }
+                    Move::ReplyWithoutVote(node, writes) => {
+                        let node = Uid(node as u128);
+                        // In a strict keyspace it counts for nothing.
+                        if w.is_none() && now_asked.contains(&node) && read.waiting.contains(&node) {
+                            replied.insert(node);
+                        }
+                        read.reply_without_vote(node, copy(writes))
                     }
                     Move::Fail(node) => read.fail(Uid(node as u128)),
                     Move::Hedge => read.hedge(),

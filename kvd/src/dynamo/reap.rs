@@ -72,54 +72,74 @@ const ENTRY_BYTES: usize = 96;
 pub struct Ripening {
     bytes_max: usize,
     bytes: usize,
-    since: BTreeMap<Key, (Digest, u64)>,
+    walk: u64,
+    waiting: BTreeMap<Key, Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    digest: Digest,
+    since_ms: u64,
+    /// The last walk that came by it.
+    walk: u64,
 }
 
 impl Ripening {
     /// Nothing yet. It remembers about `bytes_max`; what there is no room for has its turn later.
     pub fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, bytes: 0, since: BTreeMap::new() }
+        Self { bytes_max, bytes: 0, walk: 0, waiting: BTreeMap::new() }
+    }
+
+    /// A walk over all tombstones begins.
+    pub fn begin_walk(&mut self) {
+        self.walk += 1;
+    }
+
+    /// Whether it is any use asking about a key: it is waiting, or there is room for it to wait.
+    pub fn wants(&self, key: &Key) -> bool {
+        self.waiting.contains_key(key) || self.bytes + Self::bytes_of(key) <= self.bytes_max
     }
 
     /// All members say at `now_ms`, on a clock that never steps, that nothing but the tombstone of
     /// this digest is left: whether they said the same of it `after_ms` ago, or longer.
     pub fn agreed(&mut self, key: &Key, digest: Digest, now_ms: u64, after_ms: u64) -> bool {
-        if let Some((known, since)) = self.since.get_mut(key) {
-            if *known != digest {
-                (*known, *since) = (digest, now_ms);
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            if waiting.digest != digest {
+                (waiting.digest, waiting.since_ms) = (digest, now_ms);
             }
-            return now_ms.saturating_sub(*since) >= after_ms;
+            waiting.walk = self.walk;
+            return now_ms.saturating_sub(waiting.since_ms) >= after_ms;
         }
-        let bytes = Self::bytes_of(key);
-        if self.bytes + bytes <= self.bytes_max {
-            self.bytes += bytes;
-            self.since.insert(key.clone(), (digest, now_ms));
+        if self.wants(key) {
+            self.bytes += Self::bytes_of(key);
+            let waiting = Waiting { digest, since_ms: now_ms, walk: self.walk };
+            self.waiting.insert(key.clone(), waiting);
         }
         false
     }
 
     /// It was reaped, or has to stay: its time begins anew.
     pub fn forget(&mut self, key: &Key) {
-        if self.since.remove(key).is_some() {
+        if self.waiting.remove(key).is_some() {
             self.bytes -= Self::bytes_of(key);
         }
     }
 
-    /// Forgets all but `keys`: the others are no tombstones any more.
-    pub fn keep_only(&mut self, keys: &BTreeSet<Key>) {
-        let gone: Vec<Key> =
-            self.since.keys().filter(|key| !keys.contains(*key)).cloned().collect();
-        gone.iter().for_each(|key| self.forget(key));
+    /// A walk has come to its end: forgets what it did not come by, which is no tombstone any more.
+    pub fn end_walk(&mut self) {
+        let missed = self.waiting.iter().filter(|(_, waiting)| waiting.walk < self.walk);
+        let missed: Vec<Key> = missed.map(|(key, _)| key.clone()).collect();
+        missed.iter().for_each(|key| self.forget(key));
     }
 
     /// How many are waiting.
     pub fn len(&self) -> usize {
-        self.since.len()
+        self.waiting.len()
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.since.is_empty()
+        self.waiting.is_empty()
     }
 
     fn bytes_of(key: &Key) -> usize {
@@ -184,7 +204,8 @@ mod tests {
         assert!(!ripening.agreed(&k, other, 2_000, 500) && ripening.agreed(&k, other, 2_100, 500));
         ripening.forget(&k);
         assert!(!ripening.agreed(&k, other, 9_000, 500), "from now on");
-        ripening.keep_only(&BTreeSet::new());
+        ripening.begin_walk();
+        ripening.end_walk();
         assert!(ripening.is_empty() && ripening.bytes == 0);
     }
 
@@ -194,7 +215,8 @@ mod tests {
         for name in ["a", "b", "c"] {
             assert!(!ripening.agreed(&key(name), Digest(7), 0, 10));
         }
-        assert_eq!(ripening.len(), 2);
+        assert_eq!((ripening.len(), ripening.wants(&key("a"))), (2, true));
+        assert!(!ripening.wants(&key("c")), "no use asking");
         assert!(ripening.agreed(&key("a"), Digest(7), 10, 10));
         assert!(!ripening.agreed(&key("c"), Digest(7), 10, 10), "there was no room");
         ripening.forget(&key("a"));

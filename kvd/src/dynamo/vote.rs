@@ -12,17 +12,16 @@ use std::collections::BTreeSet;
 /// Whether `node`, which lost data, is level: since then it has compared all it shares with each of
 /// `matched`, and made it equal.
 ///
-/// A write that it acknowledged is on W replicas, so on W - 1 of the others; any N - W + 1 of these
-/// have one among them. With W = 1 it may have been on this node alone: then all others are wanted,
-/// and it is gone if none has it, as any write on a lost disk.
+/// All other replicas of each of its partitions are wanted. N - W + 1 of them have any write that
+/// this node acknowledged under the keyspace's W; but a request may have chosen a smaller one, and
+/// one of those may have lost data too. From all of them comes all that is left.
 pub fn is_level(layout: &Layout, node: Uid, matched: &BTreeSet<Uid>) -> bool {
     let Some(slot) = layout.slot(node) else { return true };
     let has_matched = |slot: &u16| matched.contains(&layout.members()[usize::from(*slot)].uid);
     layout.keyspaces().values().all(|keyspace| {
-        let wanted = usize::from(keyspace.n - keyspace.w + 1).min(usize::from(keyspace.n) - 1);
         let rows = (0..layout.partitions()).map(|partition| layout.row(keyspace.n, partition));
         let mut ours = rows.filter(|row| row.contains(&slot));
-        ours.all(|row| row.iter().filter(|other| has_matched(other)).count() >= wanted)
+        ours.all(|row| row.iter().all(|other| *other == slot || has_matched(other)))
     })
 }
 
@@ -57,13 +56,13 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_level_once_any_write_it_acknowledged_must_have_come_back() {
-        let two_of_three = layout(3, 3, 2);
-        assert!(!level(&two_of_three, &[]) && !level(&two_of_three, &[2]));
-        assert!(level(&two_of_three, &[2, 3]));
-        assert!(level(&layout(3, 3, 3), &[3]), "every write is on every other");
-        assert!(!level(&layout(3, 3, 1), &[2]) && level(&layout(3, 3, 1), &[2, 3]));
-        assert!(!level(&layout(5, 5, 3), &[2, 3]) && level(&layout(5, 5, 3), &[2, 3, 5]));
+    fn a_node_is_level_once_it_has_what_all_other_replicas_have() {
+        for w in 1..=3 {
+            let layout = layout(3, 3, w);
+            assert!(!level(&layout, &[]) && !level(&layout, &[2]) && !level(&layout, &[3]));
+            assert!(level(&layout, &[2, 3]));
+        }
+        assert!(!level(&layout(5, 5, 3), &[2, 3, 5]) && level(&layout(5, 5, 3), &[2, 3, 4, 5]));
         assert!(level(&layout(3, 1, 1), &[]), "nobody else has a copy");
     }
 

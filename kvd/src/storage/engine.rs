@@ -225,9 +225,6 @@ impl Store {
         let refused = |error: io::Error| OpenError::Refused(place.clone(), error.to_string());
         let is_ours = |name: &String| shards::is_one(name) || wal::is_segment(name);
         if !directory.is_new() && !disk.list().map_err(refused)?.iter().any(is_ours) {
-            tracing::error!(
-                "the store is empty though this node had one: it fills from its replicas"
-            );
             directory.wiped()?;
         }
         let reserve = Reserve::open(Arc::clone(&disk), options.write_buffer_bytes);
@@ -255,7 +252,7 @@ impl Store {
         let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
         let (mut log, replayed) = log.map_err(refused)?;
         if !replayed.damage.is_empty() {
-            directory.lost_data()?; // before the log, which shows it, is given up
+            directory.lost_data("the log is damaged")?; // before the log, which shows it, is given up
         }
         reserve.make_way(reserve::checkpoint_bytes(layer.bytes())).map_err(refused)?;
         bring_back(&shards, &mut log, &layer).map_err(in_words)?;

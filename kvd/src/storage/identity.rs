@@ -171,7 +171,12 @@ impl Directory {
         self.resumable = Some(self.incarnation).filter(|_| ended_cleanly);
         let known = |life: &Option<u128>| self.facts.lives.contains(&life_name(*life));
         if self.facts.born {
-            self.facts.lost_data |= !self.facts.lives.is_empty() && !lives.iter().all(known);
+            // The mark is left inside before it is outside, and taken away outside before it is
+            // inside: one outside that is not inside as well is of a database that was replaced.
+            let replaced = mark_outside.is_some() && !ended_cleanly;
+            if replaced || (!self.facts.lives.is_empty() && !lives.iter().all(known)) {
+                self.note_lost_data("the database is from another time than its directory");
+            }
             self.begin();
         }
         let life = clock::random_u128();
@@ -196,13 +201,21 @@ impl Directory {
     pub fn wiped(&mut self) -> Result<(), DirectoryError> {
         self.begin();
         self.facts.born = false;
-        self.lost_data()
+        self.lost_data("the store is empty, though this node had one")
     }
 
-    /// Acknowledged writes may be missing. Remembered until [`Directory::is_level`].
-    pub fn lost_data(&mut self) -> Result<(), DirectoryError> {
-        self.facts.lost_data = true;
+    /// Acknowledged writes may be missing, says `why`. Remembered until [`Directory::is_level`].
+    pub fn lost_data(&mut self, why: &str) -> Result<(), DirectoryError> {
+        self.note_lost_data(why);
         self.write_facts()
+    }
+
+    fn note_lost_data(&mut self, why: &str) {
+        self.facts.lost_data = true;
+        tracing::error!(
+            why,
+            "acknowledged writes may be missing here: no vote until they are back"
+        );
     }
 
     /// All that may have been missing has come back from replicas.
@@ -229,7 +242,7 @@ impl Directory {
         self.resumable = None;
         self.begin();
         self.facts.starts = self.facts.starts.max(later) + 1;
-        self.lost_data()?;
+        self.lost_data("peers have seen later starts of this node")?;
         Ok(self.incarnation)
     }
 

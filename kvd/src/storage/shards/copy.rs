@@ -142,7 +142,8 @@ impl Copy {
         self.seal(&old)?;
         let as_corrupt = |error: super::ShardError| DatabaseError::Corrupted(format!("{error:?}"));
         let (cache, errors) = (shards.cache_bytes, &shards.first_error);
-        let new = open_shard(disk, (index, &name), (false, true), cache, errors).map_err(as_corrupt)?;
+        let new =
+            open_shard(disk, (index, &name), (false, true), cache, errors).map_err(as_corrupt)?;
         disk.rename(&name, &shard_name(index))?;
         // Before anything is brought into it and the log of that given up.
         disk.sync_names()?;
