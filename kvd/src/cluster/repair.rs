@@ -85,6 +85,8 @@ struct Pair {
     matched: Option<Instant>,
     /// Keys the last round left unlike.
     left: u64,
+    /// When that ended.
+    tried: Option<Instant>,
 }
 
 impl Pair {
@@ -195,7 +197,7 @@ async fn one_round(
             pair.view.matched_at_ms = began_ms;
             pair.matched = Some(began);
         }
-        pair.left = left;
+        (pair.left, pair.tried) = (left, Some(clock::now()));
         pair.view.error.clone_from(&error);
         pair.view.repaired_last
     });
@@ -502,12 +504,14 @@ fn matched_since(node: &Node, at: Instant) -> BTreeSet<Uid> {
 pub fn checks(node: &Node) -> Vec<PairCheck> {
     let Ok(cluster) = node.cluster() else { return Vec::new() };
     let check = |uid: Uid| {
-        let (matched, left) = with_pair(node, uid, |pair| (pair.matched, pair.left));
+        let pair = with_pair(node, uid, |pair| pair.clone());
+        let ago_ms = |at: Instant| at.elapsed().as_millis() as u64;
         PairCheck {
             peer_uid: uid.to_bytes().to_vec().into(),
-            ever: matched.is_some(),
-            ago_ms: matched.map_or(0, |at| at.elapsed().as_millis() as u64),
-            differing: left,
+            ever: pair.matched.is_some(),
+            ago_ms: pair.matched.map_or(0, ago_ms),
+            differing: pair.left,
+            tried_ago_ms: pair.tried.map_or(0, |at| ago_ms(at).max(1)),
         }
     };
     sharing(node, &cluster).into_iter().map(check).collect()

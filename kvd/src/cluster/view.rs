@@ -218,7 +218,11 @@ pub(super) fn told(hints: &[HintTotal], checks: &[PairCheck], at_ms: u64) -> Tol
     let checks = checks.iter().filter_map(|check| {
         let matched_at_ms = check.ever.then(|| at_ms.saturating_sub(check.ago_ms));
         let uid = Uid::from_slice(&check.peer_uid)?;
-        Some((uid, Check { matched_at_ms, differing: check.differing }))
+        let tried_at_ms = match check.tried_ago_ms {
+            0 => 0,
+            ago_ms => at_ms.saturating_sub(ago_ms),
+        };
+        Some((uid, Check { matched_at_ms, differing: check.differing, tried_at_ms }))
     });
     Told { kept: kept.collect(), checks: checks.collect() }
 }

@@ -118,7 +118,7 @@ mod tests {
     /// Node `i` keeps `arcs` for node 9, and was level with it at 100 + i.
     fn asked(i: u64, arcs: &[(u16, Kept)]) -> Asked {
         let total = Kept { keys: arcs.iter().map(|(_, kept)| kept.keys).sum(), ..kept(0, 1) };
-        let check = Check { matched_at_ms: Some(100 + i), differing: 0 };
+        let check = Check { matched_at_ms: Some(100 + i), ..Check::default() };
         let told = Told { kept: [(AWAY, total)].into(), checks: [(AWAY, check)].into() };
         let arcs = [(AWAY, arcs.iter().copied().collect())].into();
         Asked { node: Uid(i.into()), name: format!("n{i}"), told: Some((told, arcs)) }

@@ -22,8 +22,10 @@ pub struct Kept {
 pub struct Check {
     /// When all was found equal, or made so, Unix milliseconds; `None`: not since it started.
     pub matched_at_ms: Option<u64>,
-    /// Keys that were found unlike since, and could not be made equal.
+    /// Keys that the last try found unlike, and could not make equal.
     pub differing: u64,
+    /// When that ended, Unix milliseconds; 0: none has.
+    pub tried_at_ms: u64,
 }
 
 /// What a node last told of itself and the others.
@@ -87,13 +89,14 @@ pub fn reckon(of: Uid, told: &[(Uid, String, Option<Told>)]) -> Lag {
 }
 
 /// How `of` compares with each that it shares copies with. Both of a pair do rounds: the later
-/// match counts.
+/// match counts, and what the later try left unlike.
 pub(super) fn checks(of: Uid, told: &[(Uid, String, Option<Told>)]) -> BTreeMap<Uid, Check> {
     let mut checks: BTreeMap<Uid, Check> = BTreeMap::new();
     let mut add = |other: Uid, check: &Check| {
         let known = checks.entry(other).or_insert(*check);
-        if check.matched_at_ms >= known.matched_at_ms {
-            *known = *check;
+        known.matched_at_ms = known.matched_at_ms.max(check.matched_at_ms);
+        if check.tried_at_ms > known.tried_at_ms {
+            (known.tried_at_ms, known.differing) = (check.tried_at_ms, check.differing);
         }
     };
     for (node, _, told) in told {
@@ -127,7 +130,7 @@ mod tests {
         let one = |(i, told): (usize, &Option<(Kept, Option<u64>)>)| {
             let told = told.map(|(kept, matched_at_ms)| Told {
                 kept: [(Uid(9), kept)].into(),
-                checks: [(Uid(9), Check { matched_at_ms, differing: 0 })].into(),
+                checks: [(Uid(9), Check { matched_at_ms, ..Check::default() })].into(),
             });
             (Uid(i as u128), format!("n{i}"), told)
         };
@@ -156,7 +159,7 @@ mod tests {
         assert_eq!(at(&[Some(300), None]), None, "never compared with one of them");
         assert_eq!(at(&[]), None, "shares nothing");
         // The node itself was heard and says the same, later.
-        let check = |at| Check { matched_at_ms: Some(at), differing: 0 };
+        let check = |at| Check { matched_at_ms: Some(at), ..Check::default() };
         let own = Told { checks: [(Uid(1), check(400))].into(), ..Told::default() };
         let other = Told { checks: [(Uid(9), check(300))].into(), ..Told::default() };
         let told = [(Uid(9), "n9".into(), Some(own)), (Uid(1), "n1".into(), Some(other.clone()))];
@@ -172,9 +175,18 @@ mod tests {
 
     #[test]
     fn keys_that_still_differ_are_lag_since_the_last_match() {
-        let check = Check { matched_at_ms: Some(50), differing: 4 };
+        let check = Check { matched_at_ms: Some(50), differing: 4, tried_at_ms: 90 };
         let told = Told { checks: [(Uid(9), check)].into(), ..Told::default() };
         let lag = reckon(Uid(9), &[(Uid(1), "n1".into(), Some(told))]);
         assert_eq!((lag.differing, lag.since_ms, lag.more), (4, 50, false));
+        // The other side matched before that, and then tried again.
+        let differing = |tried_at_ms| {
+            let own = Check { matched_at_ms: Some(70), differing: 0, tried_at_ms };
+            let own = Told { checks: [(Uid(1), own)].into(), ..Told::default() };
+            let other = Told { checks: [(Uid(9), check)].into(), ..Told::default() };
+            let told = [(Uid(9), "n9".into(), Some(own)), (Uid(1), "n1".into(), Some(other))];
+            reckon(Uid(9), &told).differing
+        };
+        assert_eq!((differing(80), differing(100)), (4, 0));
     }
 }
