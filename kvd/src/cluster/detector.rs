@@ -174,7 +174,7 @@ impl Swim {
 }
 
 fn own_name(node: &Node) -> Name {
-    Name { uid: node.uid, start: node.directory().start().count, returned: 0 }
+    Name { uid: node.uid, start: node.start().count, returned: 0 }
 }
 
 /// Takes over the members of the layout, whole: nobody waits to be discovered, and who is no member

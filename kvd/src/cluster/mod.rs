@@ -51,10 +51,11 @@ use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::layout::Layout;
 use crate::dynamo::node::{ClusterId, Uid};
+use crate::dynamo::start::Start;
 use crate::storage::Store;
 use crate::storage::identity::Directory;
 use crate::telemetry::{Events, Stats};
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use errors::Failure;
 use peers::Peer;
 use proto::v1::Stamp;
@@ -123,8 +124,10 @@ pub struct Node {
     pub disk_full: AtomicBool,
     /// Ends every loop.
     pub stop: CancellationToken,
-    /// Its data directory, and which life of it this is.
+    /// Its data directory, and which life of it this is. Locked while a file of it is written: what
+    /// every message tells is in `start`.
     directory: Mutex<Directory>,
+    start: ArcSwap<Start>,
     cluster: ArcSwapOption<Cluster>,
     /// Held while the cluster or its layout is replaced, so that two changes do not cross.
     changing: tokio::sync::Mutex<()>,
@@ -154,6 +157,7 @@ impl Node {
         Arc::new(Self {
             uid: directory.uid(),
             vote: vote::Vote::of(&directory),
+            start: ArcSwap::from_pointee(directory.start()),
             directory: Mutex::new(directory),
             address,
             outgoing,
@@ -180,6 +184,11 @@ impl Node {
     /// Its data directory.
     pub fn directory(&self) -> MutexGuard<'_, Directory> {
         self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This start of it, as it is told to the other members.
+    pub fn start(&self) -> Start {
+        **self.start.load()
     }
 
     /// The cluster it belongs to.
@@ -242,7 +251,7 @@ impl Cluster {
         Stamp {
             cluster_id: self.id.to_bytes().to_vec().into(),
             uid: node.uid.to_bytes().to_vec().into(),
-            start: Some(witness::to_wire(node.directory().start())),
+            start: Some(witness::to_wire(node.start())),
             forgot_starts: 0,
             layout_id: self.layout.id().to_bytes().to_vec().into(),
             layout_depth: self.layout.depth(),

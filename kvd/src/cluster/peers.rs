@@ -747,7 +747,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         lost_data: !node.vote.is_given(),
         opinions: detector::told(node),
         disk_full: node.disk_full.load(Ordering::Relaxed),
-        incarnation: node.directory().incarnation().to_bytes().to_vec().into(),
+        incarnation: node.store.incarnation().to_bytes().to_vec().into(),
     }
 }
 

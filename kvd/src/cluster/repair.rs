@@ -126,7 +126,7 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
         let Ok(cluster) = node.cluster() else { continue };
         let withdrawn = (!node.vote.is_given()).then(|| node.vote.withdrawn());
         if let Some(at) = withdrawn {
-            vote::regain(&node, &cluster, &matched_since(&node, at)).await;
+            vote::regain(&node, &cluster, at, &matched_since(&node, at)).await;
         }
         for peer in cluster.peers.values() {
             let connected_ms = peer.health().connected_ms;

@@ -45,9 +45,13 @@ impl Vote {
 }
 
 /// Gives the vote back if the node is level, having compared all it shares with each of `matched`
-/// since it lost its vote.
-pub async fn regain(node: &Arc<Node>, cluster: &Cluster, matched: &BTreeSet<Uid>) {
-    let withdrawn = node.vote.withdrawn();
+/// since `withdrawn`, when it lost it.
+pub async fn regain(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    withdrawn: Instant,
+    matched: &BTreeSet<Uid>,
+) {
     if node.vote.is_given() || !vote::is_level(&cluster.layout, node.uid, matched) {
         return;
     }

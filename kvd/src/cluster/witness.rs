@@ -76,7 +76,7 @@ pub fn confirmed(node: &Node) {
 
 /// A peer has seen `later` starts of this node: its directory was put back from an older copy.
 pub async fn forgot(node: &Arc<Node>, who: &str, later: u64) {
-    let told = node.directory().start().count;
+    let told = node.start().count;
     if told > later {
         return; // said on a link made before the node went beyond it
     }
@@ -85,6 +85,7 @@ pub async fn forgot(node: &Arc<Node>, who: &str, later: u64) {
         let mut directory = this.directory();
         let begun = directory.forgot(later);
         begun.map(|incarnation| {
+            this.start.store(Arc::new(directory.start()));
             this.store.live_as(incarnation);
             this.vote.withdraw();
         })

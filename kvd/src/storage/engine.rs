@@ -435,6 +435,11 @@ impl Store {
         when_done
     }
 
+    /// The incarnation of the node under which it names writes.
+    pub fn incarnation(&self) -> Incarnation {
+        *read(&self.inner.incarnation)
+    }
+
     /// From now on names writes under this incarnation of the node.
     pub fn live_as(&self, incarnation: Incarnation) {
         *write(&self.inner.incarnation) = incarnation;
