@@ -241,16 +241,17 @@ impl Store {
         if let Some(inside) = signs.uids.iter().flatten().find(|inside| **inside != uid) {
             return Err(OpenError::mixed(directory, *inside));
         }
+        let has_begun = directory.has_begun();
         let life = directory.begin_life(signs.stop_mark, &signs.lives)?;
         shards.begin_life(uid, life).map_err(in_words)?;
-        directory.life_begun(life)?;
 
         let mut layer = Layer::default();
         // Everything up to the least is in every file; of what is between, some files hold newer
         // states, which the rest of the log brings back.
         let applied = signs.applied.iter().copied().min().unwrap_or(0);
-        let log = Log::open(Arc::clone(&disk), applied, |_, entry| layer.insert(entry));
+        let log = Log::open(Arc::clone(&disk), applied, has_begun, |_, entry| layer.insert(entry));
         let (mut log, replayed) = log.map_err(refused)?;
+        directory.life_begun(life)?; // there is a log now
         if !replayed.damage.is_empty() {
             directory.lost_data("the log is damaged")?; // before the log, which shows it, is given up
         }

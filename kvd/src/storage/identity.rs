@@ -190,7 +190,12 @@ impl Directory {
         Ok(life)
     }
 
-    /// The database names `life` in every file: one that names an earlier is from now on an older
+    /// Whether a life was begun here to the end: there is a log. Asked before the next begins.
+    pub fn has_begun(&self) -> bool {
+        self.facts.born && matches!(&self.facts.lives[..], [life] if *life != life_name(None))
+    }
+
+    /// The database names `life` in every file, and there is a log: one that names an earlier is from now on an older
     /// copy.
     pub fn life_begun(&mut self, life: u128) -> Result<(), DirectoryError> {
         self.facts.lives = vec![life_name(Some(life))];

@@ -179,9 +179,13 @@ pub struct Log {
 impl Log {
     /// Reads every segment after number `applied` in order, hands each entry on with its segment's
     /// number, and begins a new segment.
+    ///
+    /// With `has_begun` a log was begun here before: there is a segment after `applied`, and none is
+    /// missing between two.
     pub fn open(
         disk: Arc<dyn Disk>,
         applied: u64,
+        has_begun: bool,
         mut apply: impl FnMut(u64, Entry),
     ) -> io::Result<(Self, Replayed)> {
         let mut replayed = Replayed::default();
@@ -198,7 +202,12 @@ impl Log {
         let last = numbers.last().copied().unwrap_or(0).max(applied);
         let (old, live): (Vec<u64>, Vec<u64>) = numbers.into_iter().partition(|n| *n <= applied);
         let mut before = None;
+        let mut next = applied + 1;
         for &number in &live {
+            if has_begun && number != next {
+                replayed.damage.push(Damage { segment: segment_name(next), offset: None });
+            }
+            next = number + 1;
             let segment = Segment::read(&*disk, number)?;
             if let Some((previous, groups)) = before
                 && previous + 1 == number
@@ -207,7 +216,10 @@ impl Log {
                 let segment = segment_name(previous);
                 replayed.damage.push(Damage { segment, offset: None });
             }
-            before = Some((number, segment.replay(&mut replayed, &mut apply)));
+            before = Some((number, segment.replay(has_begun, &mut replayed, &mut apply)));
+        }
+        if has_begun && live.is_empty() {
+            replayed.damage.push(Damage { segment: segment_name(next), offset: None });
         }
         let spares = Arc::new(Spares { disk: Arc::clone(&disk), names: Mutex::new(spares) });
         for number in old {
@@ -329,8 +341,7 @@ impl Spares {
         if !self.names().is_empty() {
             return Ok(());
         }
-        // A name of its own: the writer may be about to take, and rename, one made before.
-        let spare = format!("spare-{:016x}", clock::random_u64());
+        let spare = new_spare();
         fill(&*self.disk.open(&spare)?, SEGMENT_BYTES)?;
         self.disk.sync_names()?;
         self.names().push(spare);
@@ -369,24 +380,29 @@ fn begin_segment(
     groups_before: u32,
     length: u64,
 ) -> io::Result<(Box<dyn DiskFile>, u64, u64)> {
-    let name = segment_name(number);
     let spare = if length == SEGMENT_BYTES { spares.names().pop() } else { None };
-    let file = match spare {
-        Some(spare) => {
-            disk.rename(&spare, &name)?;
-            disk.open(&name)?
-        }
+    let (spare, file) = match spare {
+        Some(spare) => (spare.clone(), disk.open(&spare)?),
         None => {
-            let file = disk.open(&name)?;
+            let spare = new_spare();
+            let file = disk.open(&spare)?;
             fill(&*file, length)?;
-            file
+            (spare, file)
         }
     };
     let salt = clock::random_u64();
     file.write_at(0, &segment_head(number, groups_before, salt))?;
     file.sync()?;
+    // Not before: a segment without a header is a damaged one.
+    let name = segment_name(number);
+    disk.rename(&spare, &name)?;
     disk.sync_names()?;
-    Ok((file, salt, length))
+    Ok((disk.open(&name)?, salt, length))
+}
+
+/// A name of its own: another thread may be about to take, and rename, one made before.
+fn new_spare() -> String {
+    format!("spare-{:016x}", clock::random_u64())
 }
 
 /// The first block of a segment.
@@ -437,18 +453,28 @@ impl Segment {
         self.bytes.chunks(BLOCK).any(|block| block.starts_with(&start))
     }
 
-    /// Applies its groups; returns how many there must have been.
-    fn replay(&self, replayed: &mut Replayed, apply: &mut impl FnMut(u64, Entry)) -> u32 {
+    /// Applies its groups; returns how many there must have been. With `has_begun` it was given its
+    /// name by a kvd that writes the header before.
+    fn replay(
+        &self,
+        has_begun: bool,
+        replayed: &mut Replayed,
+        apply: &mut impl FnMut(u64, Entry),
+    ) -> u32 {
         let (mut at, mut expected, mut unread) = (BLOCK, 0, None);
-        // The header is synced before the first group: without one it was never used, or the
-        // header is damaged and nothing in it can be proven.
         let Some((_, salt)) = self.head() else {
-            if self.looks_used() {
+            // Nothing in it can be proven.
+            if has_begun || self.looks_used() {
                 let segment = segment_name(self.number);
                 replayed.damage.push(Damage { segment, offset: Some(0) });
             }
             return 0;
         };
+        if (self.bytes.len() as u64) < SEGMENT_BYTES {
+            // It was filled with zeros before it was begun.
+            let segment = segment_name(self.number);
+            replayed.damage.push(Damage { segment, offset: None });
+        }
         while at + GROUP_HEAD_BYTES <= self.bytes.len() {
             match parse_group(&self.bytes.slice(at..), salt, self.number) {
                 Some((index, entries, length)) if index >= expected => {
@@ -525,7 +551,7 @@ mod tests {
         let mut entries = Vec::new();
         let disk = Arc::new(RealDisk::new(dir).unwrap());
         let (log, replayed) =
-            Log::open(disk, applied, |_, entry| entries.push(entry)).expect("the log opens");
+            Log::open(disk, applied, true, |_, entry| entries.push(entry)).expect("the log opens");
         (log, replayed, entries)
     }
 
@@ -560,6 +586,42 @@ mod tests {
         assert_eq!(entries, [record("a", b"1"), record("b", b"2"), colour, long]);
     }
 
+    #[test]
+    fn a_segment_that_is_gone_or_cut_short_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _, _) = open(dir.path(), 0);
+        for key in ["a", "b", "c"] {
+            let mut group = Group::default();
+            group.record(Space::Records, key.as_bytes(), b"value");
+            log.append(&mut group).unwrap();
+            log.rotate().unwrap();
+        }
+        drop(log);
+        let damaged = |replayed: Replayed| -> Vec<String> {
+            replayed.damage.into_iter().map(|damage| damage.segment).collect()
+        };
+        let replay = |files: &[u64]| {
+            let copy = tempfile::tempdir().unwrap();
+            for number in files {
+                let name = segment_name(*number);
+                std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
+            }
+            (damaged(open(copy.path(), 0).1), copy)
+        };
+        assert_eq!(replay(&[1, 2, 3, 4]).0, [""; 0]);
+        assert_eq!(replay(&[2, 3, 4]).0, [segment_name(1)]);
+        assert_eq!(replay(&[1, 3, 4]).0, [segment_name(2)]);
+        assert_eq!(replay(&[]).0, [segment_name(1)], "all of it");
+        for length in [0, 3 * BLOCK as u64] {
+            let copy = tempfile::tempdir().unwrap();
+            let name = segment_name(1);
+            std::fs::copy(dir.path().join(&name), copy.path().join(&name)).unwrap();
+            let file = std::fs::File::options().write(true).open(copy.path().join(&name)).unwrap();
+            file.set_len(length).unwrap();
+            assert_eq!(damaged(open(copy.path(), 0).1), [name], "cut to {length}");
+        }
+    }
+
     /// A sample as those of `kvd/tests/formats.rs`: never changed.
     #[test]
     fn a_segment_of_format_1_is_read_and_written() {
@@ -572,8 +634,11 @@ mod tests {
         assert!(written.concat() == sample, "another format, and so another version");
 
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join(segment_name(number)), sample).unwrap();
-        let (_, replayed, entries) = open(dir.path(), 0);
+        // As it is on the disk: filled with zeros to its end.
+        let mut segment = sample.to_vec();
+        segment.resize(SEGMENT_BYTES as usize, 0);
+        std::fs::write(dir.path().join(segment_name(number)), segment).unwrap();
+        let (_, replayed, entries) = open(dir.path(), number - 1);
         assert_eq!(replayed, Replayed { groups: 1, damage: vec![] });
         let colour = Entry::Fact { name: "colour".into(), value: "blue".into() };
         assert_eq!(entries, [record("key", b"value"), colour]);
