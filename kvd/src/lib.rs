@@ -1,7 +1,7 @@
 //! The daemon. Every node is the same: there is no leader and no special node.
 //!
 //! The way of a put: [`api`] `kv.rs` → [`cluster`] `put.rs`, which asks [`dynamo`]
-//! `write.rs` what to do → [`storage`] here and, over `cluster/peers.rs`, `api/replica.rs` →
+//! `write.rs` what to do → [`storage`] here and, over `cluster/link.rs`, `api/replica.rs` →
 //! `storage` there. The reply retraces it.
 
 pub mod api;

@@ -299,6 +299,8 @@ struct Run {
     now_ms: u64,
     requests: u128,
     crashes: u64,
+    /// How far the log had got, as peers were told.
+    told: u64,
     /// What happened to the node, for a failure's message.
     story: Vec<&'static str>,
 }
@@ -362,6 +364,7 @@ impl Run {
             now_ms: 1_000_000,
             requests: 0,
             crashes: 0,
+            told: 0,
             story: Vec::new(),
             rng,
         }
@@ -408,6 +411,9 @@ impl Run {
             true => self.disk.restart(),
             false => self.disk.power_loss(&mut self.rng),
         };
+        if let Some((_, store)) = &self.node {
+            self.told = self.told.max(store.log_position());
+        }
         self.story.push(if killed { "killed" } else { "lost power" });
         self.node = None;
         self.crashes += 1;
@@ -458,6 +464,10 @@ impl Run {
         // As when every other member confirms that it saw no later start.
         directory.resume().into_iter().for_each(|incarnation| store.live_as(incarnation));
         let life = Some(directory.incarnation());
+        let recovered = directory.start().recovered;
+        if recovered < self.told {
+            return wrong(format!("the log begins at {recovered}, peers were told {}", self.told));
+        }
         if clean && life != self.life {
             return wrong("a clean stop ended the incarnation");
         }

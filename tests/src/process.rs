@@ -178,7 +178,8 @@ impl Cluster {
         Self::blank_with(count, |_| {})
     }
 
-    fn blank_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
+    /// The same, each node prepared before its first start.
+    pub fn blank_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let mut nodes: Vec<Node> =
             (1..=count).map(|i| Node::new(dir.path(), &format!("n{i}"))).collect();

@@ -1,6 +1,7 @@
 //! Nodes that lost data, and count in no get until they are level: real clusters.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use rustix::process::Signal;
 use serde_json::Value;
 use std::path::Path;
 use tests::eventually;
@@ -94,6 +95,36 @@ fn a_node_on_an_older_database_has_no_vote_until_it_is_level() {
     std::fs::remove_dir_all(&store).unwrap();
     copy_files(backup.path(), &store);
     no_get_forgets(&mut cluster);
+}
+
+#[test]
+fn a_node_put_back_from_a_copy_made_while_it_ran_has_no_vote_until_it_is_level() {
+    let mut cluster = all_off();
+    ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+    put_all(&cluster, "old");
+    let (data, backup) = (cluster.nodes[1].data_dir.clone(), tempfile::tempdir().unwrap());
+    copy_all(&data, backup.path());
+    put_all(&cluster, "newer");
+    // n3 hears how far n2 has got, and remembers it when its link to n2 breaks.
+    eventually("n3 to have heard of all puts", || {
+        let shown = run(cluster.kvctl_via(2, &["nodes", "show", "n2", "-o", "json"]));
+        let shown: Value = serde_json::from_slice(&shown.stdout).ok()?;
+        let puts: usize = shown["data"]["stats"]["puts"].as_str()?.parse().ok()?;
+        (puts == 2 * KEYS).then_some(())
+    });
+    cluster.nodes[1].signal(Signal::STOP);
+    cluster.wait_until_up(2, &["n1", "n3"]);
+    cluster.nodes[1].signal(Signal::CONT);
+    (0..3).for_each(|via| cluster.wait_until_up(via, &["n1", "n2", "n3"]));
+    cluster.nodes[2].kill();
+    put_all(&cluster, "new");
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_all(backup.path(), &data);
+    no_get_forgets(&mut cluster);
+    let log = cluster.nodes[1].log();
+    assert!(log.contains("this node lost writes that were on its disk: n3 was told"), "{log}");
 }
 
 #[test]
@@ -194,6 +225,11 @@ fn a_tombstone_elsewhere_never_dooms_a_key_made_anew() {
     for via in 0..3 {
         assert_eq!(ok(cluster.kvctl_via(via, &["get", "k", "--r", "3"])), b"second");
     }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    copy_files(&from.join("store"), &to.join("store"));
+    std::fs::copy(from.join("identity.toml"), to.join("identity.toml")).unwrap();
 }
 
 fn copy_files(from: &Path, to: &Path) {

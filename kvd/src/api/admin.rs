@@ -2,6 +2,7 @@
 
 use super::respond;
 use crate::cluster::errors::{self, Failure};
+use crate::cluster::lane::Lane;
 use crate::cluster::{
     Node, compact, coordinator, deadline, gc, handoff, membership, partitions, repair, scrub,
     value, view,
@@ -196,7 +197,8 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
         name => cluster.layout.member_named(name).ok_or_else(|| errors::node_unknown(name))?.uid,
     };
     let name = cluster.name_of(on);
-    let copy = coordinator::read_copy(node, &cluster, on, &key, deadline(0)).await;
+    let copy =
+        coordinator::read_copy(node, &cluster, (Lane::Requests, on), &key, deadline(0)).await;
     let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
     let records = copy.object.siblings().values().cloned().collect();
     let values = value::show(&key, records, deadline(0)).await?;

@@ -29,6 +29,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// flow control tells the peer.
 const CALLS_MAX: usize = 2048;
 
+/// The same of its link for bulk.
+const BULK_CALLS_MAX: usize = 256;
+
 /// Writes of one peer coordinated here at once. One more is refused: were it to wait, two nodes
 /// that forward to each other could wait for each other.
 const COORDINATED_MAX: usize = 1024;
@@ -42,6 +45,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// Kibibytes of answers waiting to be sent to one peer, at most. At the bound its stream is not
 /// read further.
 const ANSWERS_KIB_MAX: usize = 64 * 1024;
+
+/// The same of its link for bulk.
+const BULK_ANSWERS_KIB_MAX: usize = 16 * 1024;
 
 /// Serves `kvd.v1.Replica`.
 pub struct ReplicaService {
@@ -81,26 +87,37 @@ impl Replica for ReplicaService {
 
 type Replies = mpsc::Sender<Result<LinkReply, Status>>;
 
-/// Serves a peer's link until it leaves, or shows itself a stranger.
+/// Serves one of a peer's links until it leaves, or shows itself a stranger. Each has room of its
+/// own: whatever one brings, the other is read on.
 async fn serve_link(node: Arc<Node>, mut calls: Streaming<LinkRequest>, replies: Replies) {
     let Ok(Some(first)) = calls.message().await else {
         return;
     };
     let from = first.stamp.as_ref().and_then(|stamp| Uid::from_slice(&stamp.uid)).unwrap_or(Uid(0));
-    let (answers, waiting) = mpsc::channel(CALLS_MAX);
+    let (calls_max, answers_kib) = match first.bulk {
+        false => (CALLS_MAX, ANSWERS_KIB_MAX),
+        true => (BULK_CALLS_MAX, BULK_ANSWERS_KIB_MAX),
+    };
+    let (answers, waiting) = mpsc::channel(calls_max);
     let served = Served {
         node: Arc::clone(&node),
         from,
+        is_bulk: first.bulk,
         answers,
-        calls_room: Arc::new(Semaphore::new(CALLS_MAX)),
-        answers_room: Arc::new(Semaphore::new(ANSWERS_KIB_MAX)),
+        calls_room: Arc::new(Semaphore::new(calls_max)),
+        answers_kib,
+        answers_room: Arc::new(Semaphore::new(answers_kib)),
         coordinating: Arc::new(Semaphore::new(COORDINATED_MAX)),
     };
     match served.hear(&first).await {
         Err(stranger) => return send_away(stranger, &replies).await,
-        Ok(Verdict::Forgotten(count)) => {
+        Ok(verdict @ (Verdict::Forgotten(_) | Verdict::ForgottenData)) => {
             let Ok(cluster) = node.cluster() else { return };
-            let stamp = Stamp { forgot_starts: count, ..cluster.stamp(&node, from) };
+            let mut stamp = cluster.stamp(&node, from);
+            match verdict {
+                Verdict::Forgotten(count) => stamp.forgot_starts = count,
+                _ => stamp.forgot_data = true,
+            }
             let reply = LinkReply { stamp: Some(stamp), answers: Vec::new() };
             let _ = replies.send(Ok(reply)).await; // it may be gone
             return;
@@ -155,8 +172,10 @@ async fn send_answers(
 struct Served {
     node: Arc<Node>,
     from: Uid,
+    is_bulk: bool,
     answers: mpsc::Sender<Waiting>,
     calls_room: Arc<Semaphore>,
+    answers_kib: usize,
     answers_room: Arc<Semaphore>,
     coordinating: Arc<Semaphore>,
 }
@@ -171,7 +190,11 @@ impl Served {
         let told = told.ok_or_else(|| errors::stranger("the message does not tell its start"))?;
         let peer = cluster.peers.get(&self.from);
         let peer = peer.ok_or_else(|| errors::stranger("the sender is not a member"))?;
-        witness::hear(&self.node, &cluster, peer, told).await
+        match self.is_bulk {
+            false => witness::hear(&self.node, &cluster, peer, told).await,
+            true if witness::knows(peer, told) => Ok(Verdict::Known),
+            true => Err(errors::stranger("a link for bulk comes after the one for requests")),
+        }
     }
 
     /// Returns when the peer leaves or starts anew; with the reason, if it is sent away.
@@ -182,7 +205,10 @@ impl Served {
     ) -> Option<Failure> {
         let start = first.stamp.as_ref().and_then(|stamp| stamp.start.clone());
         let mut next = Some(first);
-        if let Some(peer) = self.node.cluster().ok()?.peers.get(&self.from) {
+        // The second link says nothing that the first has not.
+        if !self.is_bulk
+            && let Some(peer) = self.node.cluster().ok()?.peers.get(&self.from)
+        {
             peer.is_back();
         }
         while let Some(request) = next {
@@ -191,7 +217,7 @@ impl Served {
             if let Err(stranger) = check_stamp(&self.node, &cluster, self.from, &stamp) {
                 return Some(stranger);
             }
-            if stamp.start != start {
+            if !witness::is_one(stamp.start.as_ref(), start.as_ref()) {
                 return None; // it has begun another incarnation, and makes another link
             }
             for call in request.calls {
@@ -250,6 +276,9 @@ impl Served {
             }
             Some(call::Body::Beat(beat)) => {
                 if let Some(peer) = cluster.peers.get(&self.from) {
+                    let count = stamp.start.as_ref().map_or(0, |start| start.count);
+                    let position = beat.stats.as_ref().map_or(0, |stats| stats.log_position);
+                    peer.has_logged(count, position);
                     let (id, depth) = (stamp.layout_id.clone(), stamp.layout_depth);
                     peer.heard(beat, LayoutRef { id, depth });
                 }
@@ -296,7 +325,8 @@ impl Served {
     }
 
     async fn answer(&self, id: u64, outcome: Result<answer::Body, Failure>) {
-        send_answer(&self.answers, &self.answers_room, id, outcome).await;
+        let (answers, room) = (&self.answers, &self.answers_room);
+        send_answer(answers, (room, self.answers_kib), id, outcome).await;
     }
 
     /// Works in a task of its own, as long as the caller waits for it.
@@ -308,9 +338,10 @@ impl Served {
     ) {
         let Ok(place) = Arc::clone(&self.calls_room).acquire_owned().await else { return };
         let (answers, room) = (self.answers.clone(), Arc::clone(&self.answers_room));
+        let room_kib = self.answers_kib;
         self.node.spawn(async move {
             if let Ok(outcome) = tokio::time::timeout(patience, work).await {
-                send_answer(&answers, &room, id, outcome).await;
+                send_answer(&answers, (&room, room_kib), id, outcome).await;
             }
             drop(place);
         });
@@ -319,13 +350,13 @@ impl Served {
 
 async fn send_answer(
     answers: &mpsc::Sender<Waiting>,
-    room: &Arc<Semaphore>,
+    (room, room_kib): (&Arc<Semaphore>, usize),
     id: u64,
     outcome: Result<answer::Body, Failure>,
 ) {
     let body = Some(outcome.unwrap_or_else(|failure| answer::Body::Refused(*failure)));
     let answer = Answer { id, body };
-    let kib = (answer.encoded_len() / 1024 + 1).min(ANSWERS_KIB_MAX) as u32;
+    let kib = (answer.encoded_len() / 1024 + 1).min(room_kib) as u32;
     let Ok(room) = Arc::clone(room).acquire_many_owned(kib).await else { return };
     let _ = answers.send((answer, room)).await; // the link may be gone
 }

@@ -2,7 +2,7 @@
 //! replica's copy, a merge on one replica.
 
 use super::errors::{self, Failure};
-use super::peers::CallError;
+use super::lane::{CallError, Lane};
 use super::{Cluster, Node, handoff};
 use crate::clock;
 use crate::dynamo::key::Key;
@@ -50,14 +50,14 @@ pub async fn read_hints(
         let object = handoff::kept_for_homes(node, cluster, key).unwrap_or_default();
         return Ok(Held { object, votes: true });
     }
-    read_on(cluster, on, key, true, deadline).await
+    read_on(cluster, (Lane::Requests, on), key, true, deadline).await
 }
 
-/// This node's own copy of a key, or another's: a raw read, unmerged and unrepaired.
+/// This node's own copy of a key, or another's, had by `lane`: a raw read, unmerged and unrepaired.
 pub async fn read_copy(
     node: &Arc<Node>,
     cluster: &Cluster,
-    on: Uid,
+    (lane, on): (Lane, Uid),
     key: &Key,
     deadline: Instant,
 ) -> Result<Held, CallError> {
@@ -68,12 +68,12 @@ pub async fn read_copy(
         let votes = had_vote && node.vote.is_given();
         return Ok(Held { object: object.unwrap_or_default(), votes });
     }
-    read_on(cluster, on, key, false, deadline).await
+    read_on(cluster, (lane, on), key, false, deadline).await
 }
 
 async fn read_on(
     cluster: &Cluster,
-    on: Uid,
+    (lane, on): (Lane, Uid),
     key: &Key,
     with_hints: bool,
     deadline: Instant,
@@ -81,7 +81,7 @@ async fn read_on(
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let keyspace = key.keyspace().0;
     let body = call::Body::Read(ReadCall { keyspace, key: key.bytes().clone(), with_hints });
-    match peer.call(body, key.bytes().len(), deadline).await? {
+    match peer.call_on(lane, body, key.bytes().len(), deadline).await? {
         answer::Body::Read(ReadAnswer { object, no_vote }) => {
             let object = match object.is_empty() {
                 true => Ok(Object::default()),
@@ -94,11 +94,11 @@ async fn read_on(
     }
 }
 
-/// Sends an encoded object to be merged into another replica's copy, and waits until it is on its
-/// disk.
+/// Sends an encoded object, by `lane`, to be merged into another replica's copy, and waits until it
+/// is on its disk.
 pub async fn merge_on(
     cluster: &Cluster,
-    on: Uid,
+    (lane, on): (Lane, Uid),
     key: &Key,
     object: Bytes,
     deadline: Instant,
@@ -106,7 +106,7 @@ pub async fn merge_on(
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
     let body = call::Body::Merge(MergeCall { keyspace, key, object });
-    stored_on(cluster, on, body, bytes, deadline).await
+    stored_on(cluster, (lane, on), body, bytes, deadline).await
 }
 
 /// Has a fallback keep an encoded object for `home`, and waits until it is on its disk.
@@ -122,19 +122,19 @@ pub async fn hint_on(
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
     let home_uid = home.to_bytes().to_vec().into();
     let body = call::Body::Hint(HintCall { home_uid, keyspace, key, object });
-    stored_on(cluster, on, body, bytes, deadline).await
+    stored_on(cluster, (Lane::Requests, on), body, bytes, deadline).await
 }
 
 /// Sends a call that stores something, and waits until it is on disk there.
 async fn stored_on(
     cluster: &Cluster,
-    on: Uid,
+    (lane, on): (Lane, Uid),
     body: call::Body,
     bytes: usize,
     deadline: Instant,
 ) -> Result<(), CallError> {
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
-    match peer.call(body, bytes, deadline).await? {
+    match peer.call_on(lane, body, bytes, deadline).await? {
         answer::Body::Merge(_) | answer::Body::Hint(_) => Ok(()),
         _ => Err(CallError::Lost("answered something else".into())),
     }

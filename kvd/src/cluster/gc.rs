@@ -5,6 +5,7 @@
 //! removed by every home.
 
 use super::errors::{self, Failure};
+use super::lane::Lane;
 use super::{Cluster, Node, coordinator, survey, tree};
 use crate::clock;
 use crate::dynamo::key::Key;
@@ -230,7 +231,8 @@ impl Walk<'_> {
                     None => asked(self.node, ask).await.ok()?,
                     Some(peer) => {
                         let until = clock::now() + ASK_TIMEOUT;
-                        match peer.call(call::Body::Reap(ask), bytes, until).await.ok()? {
+                        let body = call::Body::Reap(ask);
+                        match peer.call_on(Lane::Bulk, body, bytes, until).await.ok()? {
                             answer::Body::Reap(answer) => answer,
                             _ => return None,
                         }

@@ -5,7 +5,7 @@ use super::coordinator::{
     read_copy, read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
-use super::peers::CallError;
+use super::lane::{CallError, Lane};
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;
@@ -205,7 +205,7 @@ impl Get {
         Box::pin(async move {
             let asked = clock::now();
             let copy = match is_home {
-                true => read_copy(&node, &cluster, on, &key, deadline).await,
+                true => read_copy(&node, &cluster, (Lane::Requests, on), &key, deadline).await,
                 false => read_hints(&node, &cluster, on, &key, deadline).await,
             };
             Heard::Copy(on, copy, asked.elapsed())
@@ -218,7 +218,7 @@ impl Get {
         Box::pin(async move {
             let done = match on == node.uid {
                 true => merge_here(&node, &key, object).await.map_err(CallError::Refused),
-                false => merge_on(&cluster, on, &key, encoded, deadline).await,
+                false => merge_on(&cluster, (Lane::Requests, on), &key, encoded, deadline).await,
             };
             Heard::Repaired(on, done)
         })

@@ -3,7 +3,8 @@
 
 use super::coordinator::merge_on;
 use super::errors::{self, Failure};
-use super::{Cluster, Node, deadline, survey};
+use super::lane::Lane;
+use super::{Cluster, Node, survey};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::Digest;
@@ -30,8 +31,11 @@ const WINDOW_MAX: usize = 64;
 const WINDOW_START: usize = 8;
 
 /// A round of hints that takes longer than this makes the next one half as large: clients' writes
-/// wait for the same disk.
+/// wait for the same disk. So does one during which requests wait for the node.
 const ROUND_SLOW: Duration = Duration::from_millis(50);
+
+/// Many large ones take their time.
+const GIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What delivers a node's hints.
 #[derive(Debug, Default)]
@@ -88,9 +92,10 @@ async fn deliver(node: &Arc<Node>, cluster: &Arc<Cluster>, target: Uid) {
             if taken.contains(&false) || node.handoff.paused.load(Ordering::Relaxed) {
                 return told(node, cluster, target, delivered);
             }
-            if took > ROUND_SLOW {
+            let busy = cluster.peers.get(&target).is_some_and(|peer| peer.is_busy());
+            if busy || took > ROUND_SLOW {
                 window = (window / 2).max(1);
-                tokio::time::sleep(took).await; // half the time is the clients'
+                tokio::time::sleep(took.max(ROUND_SLOW)).await; // half the time is the clients'
             } else {
                 window = (window + WINDOW_START).min(WINDOW_MAX);
             }
@@ -109,8 +114,8 @@ fn told(node: &Node, cluster: &Cluster, target: Uid, delivered: u64) {
 /// Whether `target` has it now. A hint that grew meanwhile is kept.
 async fn give(node: &Arc<Node>, cluster: &Cluster, target: Uid, hint: &(Key, Object)) -> bool {
     let (key, object) = hint;
-    let merged = merge_on(cluster, target, key, object.encode().into(), deadline(0)).await;
-    if merged.is_err() {
+    let (to, until) = ((Lane::Bulk, target), clock::now() + GIVE_TIMEOUT);
+    if merge_on(cluster, to, key, object.encode().into(), until).await.is_err() {
         return false;
     }
     let digest = Digest::of(&record::stored_key(key), object);

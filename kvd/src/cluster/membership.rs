@@ -5,7 +5,8 @@
 //! than its own exchanges documents with that peer and joins them.
 
 use super::errors::{self, Failure};
-use super::peers::{CallError, Peer};
+use super::lane::CallError;
+use super::peers::Peer;
 use super::{Cluster, Node, detector};
 use crate::clock;
 use crate::dynamo::context::Sealer;

@@ -4,7 +4,10 @@
 //! | file | noun |
 //! |---|---|
 //! | `mod` | the node: who it is, its store, its cluster; one immutable snapshot for every reader |
-//! | `peers` | the link to another node: connect, multiplex, batch, notice that it broke |
+//! | `peers` | another node, and the two links to it |
+//! | `link` | one of those: connect, batch, notice that it broke |
+//! | `lane` | the calls that go by one, and their room |
+//! | `latency` | how quickly a peer answers requests |
 //! | `detector` | who is up: drives the protocol by which nodes find out, and `dynamo::opinion` |
 //! | `get`, `put` | one client request: drives `dynamo::read`, `dynamo::write` |
 //! | `coordinator` | what both need |
@@ -32,6 +35,9 @@ pub mod errors;
 pub mod gc;
 pub mod get;
 pub mod handoff;
+pub mod lane;
+pub mod latency;
+pub mod link;
 pub mod membership;
 pub mod partitions;
 pub mod peers;
@@ -253,6 +259,7 @@ impl Cluster {
             uid: node.uid.to_bytes().to_vec().into(),
             start: Some(witness::to_wire(node.start())),
             forgot_starts: 0,
+            forgot_data: false,
             layout_id: self.layout.id().to_bytes().to_vec().into(),
             layout_depth: self.layout.depth(),
             to_uid: to.to_bytes().to_vec().into(),

@@ -8,7 +8,7 @@ use super::coordinator::{
     wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
-use super::peers::CallError;
+use super::lane::{CallError, Lane};
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;
@@ -470,7 +470,9 @@ impl Put {
         let cluster = Arc::clone(&self.checked.cluster);
         let (key, object) = (self.checked.key.clone(), self.object.0.clone());
         let deadline = self.checked.deadline;
-        Box::pin(async move { (to, merge_on(&cluster, to, &key, object, deadline).await) })
+        Box::pin(async move {
+            (to, merge_on(&cluster, (Lane::Requests, to), &key, object, deadline).await)
+        })
     }
 
     fn send_hinted(&self, to: Uid, home: Uid) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {

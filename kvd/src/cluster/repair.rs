@@ -8,7 +8,8 @@
 
 use super::coordinator::{merge_here, merge_on, read_copy};
 use super::errors::Failure;
-use super::peers::{CallError, Peer};
+use super::lane::{CallError, Lane};
+use super::peers::Peer;
 use super::{Cluster, Node, survey, tree, vote};
 use crate::clock;
 use crate::dynamo::compare::{Descent, differing_keys, shared};
@@ -47,12 +48,6 @@ const SUSPECTS_MAX: usize = 64;
 const TREE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A peer that takes so many times as long to answer as it can is busy with requests.
-const BUSY_FACTOR: u64 = 4;
-
-/// Round trips under this are quick, whatever the quickest was: a merge waits for a disk.
-const QUICK_US: u64 = 10_000;
-
 /// Before each batch of work a busy peer is left alone for so long, at most: repair gets slow, and
 /// does not stand still.
 const STAND_BACK_MAX: Duration = Duration::from_millis(500);
@@ -77,8 +72,6 @@ struct Pair {
     followed_up_ms: u64,
     /// When the next is due by itself; `None`: at once.
     due: Option<Instant>,
-    /// The quickest its recent round trips have been.
-    quickest_us: u64,
     /// When the last round began.
     began: Option<Instant>,
     /// When the last began that left all equal.
@@ -105,14 +98,6 @@ impl Pair {
             before(self.matched) && (before(self.began) || by_itself)
         });
         self.wanted || (every.is_some() && by_itself) || for_the_vote
-    }
-
-    /// Whether round trips take much longer than they can.
-    fn is_busy(&mut self, latency_us: u64) -> bool {
-        if latency_us > 0 && (self.quickest_us == 0 || latency_us < self.quickest_us) {
-            self.quickest_us = latency_us;
-        }
-        latency_us > BUSY_FACTOR * self.quickest_us.max(QUICK_US)
     }
 }
 
@@ -287,6 +272,10 @@ impl Round<'_> {
         tree::sums(self.node, keyspace, spans.to_vec()).await.map_err(in_words)
     }
 
+    async fn call(&self, body: call::Body, bytes: usize) -> Result<answer::Body, CallError> {
+        self.peer.call_on(Lane::Bulk, body, bytes, clock::now() + TREE_TIMEOUT).await
+    }
+
     async fn their_sums(
         &self,
         keyspace: KeyspaceId,
@@ -296,7 +285,7 @@ impl Round<'_> {
         let wire = spans.iter().map(|span| TreeSpan { first: span.first, leaves: span.leaves });
         let ask = TreeCall { keyspace: keyspace.0, spans: wire.collect(), fresh };
         let bytes = size_of_val(spans);
-        let answer = self.peer.call(call::Body::Tree(ask), bytes, clock::now() + TREE_TIMEOUT);
+        let answer = self.call(call::Body::Tree(ask), bytes);
         let answer::Body::Tree(answer) = answer.await.map_err(|error| error.text())? else {
             return Err("answered something else".into());
         };
@@ -315,7 +304,7 @@ impl Round<'_> {
         loop {
             let after_key = all.last().map(|(key, _)| key.clone()).unwrap_or_default();
             let ask = DigestsCall { keyspace: keyspace.0, place, after_key };
-            let answer = self.peer.call(call::Body::Digests(ask), 0, clock::now() + TREE_TIMEOUT);
+            let answer = self.call(call::Body::Digests(ask), 0);
             let answer::Body::Digests(page) = answer.await.map_err(|error| error.text())? else {
                 return Err("answered something else".into());
             };
@@ -371,8 +360,8 @@ impl Round<'_> {
     async fn mend(&self, key: &Key) -> Mended {
         let deadline = clock::now() + KEY_TIMEOUT;
         let (node, cluster, peer) = (self.node, self.cluster, self.peer.uid);
-        let ours = read_copy(node, cluster, node.uid, key, deadline);
-        let theirs = read_copy(node, cluster, peer, key, deadline);
+        let ours = read_copy(node, cluster, (Lane::Bulk, node.uid), key, deadline);
+        let theirs = read_copy(node, cluster, (Lane::Bulk, peer), key, deadline);
         let (ours, theirs) = match join(ours, theirs).await {
             (Ok(ours), Ok(theirs)) => (ours.object, theirs.object),
             (Err(error), _) => return self.left("this node's copy", &error),
@@ -382,7 +371,8 @@ impl Round<'_> {
         joined.merge(&theirs);
         let (we_lack, they_lack) = (!ours.agrees_with(&joined), !theirs.agrees_with(&joined));
         if they_lack {
-            let sent = merge_on(cluster, peer, key, joined.encode().into(), deadline).await;
+            let sent =
+                merge_on(cluster, (Lane::Bulk, peer), key, joined.encode().into(), deadline).await;
             if let Err(error) = sent {
                 return self.left("sending it ours", &error);
             }
@@ -442,9 +432,7 @@ impl Round<'_> {
             if !self.peer.is_usable() {
                 return Err(self.peer.why_not());
             }
-            let latency_us = self.peer.latency_us();
-            let is_busy = with_pair(self.node, self.peer.uid, |pair| pair.is_busy(latency_us));
-            if !is_busy || clock::now() >= until {
+            if !self.peer.is_busy() || clock::now() >= until {
                 return Ok(());
             }
             tokio::time::sleep(STAND_BACK_STEP).await;
@@ -571,15 +559,5 @@ mod tests {
         assert!(!off(&matched, now) && off(&matched, later), "matched before that");
         let wanted = Pair { wanted: true, ..done };
         assert!(wanted.is_due(every, None, 7, now) && wanted.is_due(None, None, 7, now));
-    }
-
-    #[test]
-    fn a_peer_is_busy_when_it_takes_much_longer_than_it_can() {
-        let mut pair = Pair::default();
-        assert!(!pair.is_busy(0), "not known");
-        assert!(!pair.is_busy(30_000), "the quickest so far");
-        assert!(!pair.is_busy(120_000) && pair.is_busy(120_001));
-        assert!(!pair.is_busy(200));
-        assert!(!pair.is_busy(BUSY_FACTOR * QUICK_US) && pair.is_busy(BUSY_FACTOR * QUICK_US + 1));
     }
 }

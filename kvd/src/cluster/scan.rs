@@ -2,7 +2,7 @@
 
 use super::coordinator::{admit, keyspace, sibling};
 use super::errors::{self, Failure};
-use super::peers::CallError;
+use super::lane::CallError;
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::key::Key;

@@ -4,6 +4,7 @@
 
 use super::coordinator::{merge_here, read_copy};
 use super::errors::{self, Failure};
+use super::lane::Lane;
 use super::{Node, deadline, survey};
 use crate::clock;
 use crate::dynamo::key::Key;
@@ -179,7 +180,7 @@ async fn heal(node: &Arc<Node>, stored_key: &[u8]) -> bool {
     let mut joined = Object::default();
     for home in preference::homes(&cluster.layout, policy.n, key.token()) {
         if home != node.uid
-            && let Ok(copy) = read_copy(node, &cluster, home, &key, deadline(0)).await
+            && let Ok(copy) = read_copy(node, &cluster, (Lane::Bulk, home), &key, deadline(0)).await
         {
             joined.merge(&copy.object);
         }

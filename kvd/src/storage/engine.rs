@@ -104,6 +104,8 @@ struct Inner {
     stopped: watch::Sender<Option<String>>,
     keys: AtomicU64,
     bad_records: AtomicU64,
+    /// How far the log has got.
+    position: AtomicU64,
 }
 
 /// The checkpoint that is to be made, or is being made.
@@ -252,6 +254,7 @@ impl Store {
         let log = Log::open(Arc::clone(&disk), applied, has_begun, |_, entry| layer.insert(entry));
         let (mut log, replayed) = log.map_err(refused)?;
         directory.life_begun(life)?; // there is a log now
+        directory.recovered(log.recovered());
         if !replayed.damage.is_empty() {
             directory.lost_data("the log is damaged")?; // before the log, which shows it, is given up
         }
@@ -301,6 +304,7 @@ impl Store {
             stopped: watch::Sender::new(None),
             keys: AtomicU64::new(keys),
             bad_records: AtomicU64::new(0),
+            position: AtomicU64::new(log.recovered()),
         });
         let spares = log.spares();
         let writer =
@@ -453,6 +457,12 @@ impl Store {
             data_bytes: self.inner.data_bytes().unwrap_or(0),
             bad_records: self.inner.bad_records.load(Ordering::Relaxed),
         }
+    }
+
+    /// How far its log has got: all up to there is on disk. It never goes back, over restarts too,
+    /// unless something is lost.
+    pub fn log_position(&self) -> u64 {
+        self.inner.position.load(Ordering::Acquire)
     }
 
     /// Has every file of the database written anew, without the pages that are free in it, one
@@ -885,6 +895,30 @@ mod tests {
                 last = dot.counter;
             }
             store.close();
+        }
+    }
+
+    #[test]
+    fn the_logs_position_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut last = 0;
+        for start in 0..6 {
+            let (directory, store) = open(dir.path());
+            let recovered = directory.start().recovered;
+            assert!(recovered >= last && store.log_position() == recovered);
+            last = recovered;
+            for write in 0..3 {
+                put(&store, "k", "v", start * 10 + write + 1);
+                assert!(store.log_position() > last);
+                last = store.log_position();
+            }
+            if start % 3 == 0 {
+                store.checkpoint().blocking_recv().unwrap().unwrap();
+                assert_eq!(store.log_position(), last, "nothing more was written");
+            }
+            if start % 2 == 0 {
+                store.close();
+            }
         }
     }
 

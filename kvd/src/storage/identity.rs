@@ -12,7 +12,8 @@
 //!
 //! Every start also leaves a new random number in both places, the life. A database that names
 //! another than the last was put back from an older copy, or this file was: acknowledged writes may
-//! be missing. So they may where the log is damaged, the database is gone, or peers saw later starts.
+//! be missing. So they may where the log is damaged, the database is gone, or peers saw later starts
+//! or were told of more than the log holds.
 //! The directory then remembers that it lost data until the node is level with its replicas
 //! ([`crate::dynamo::vote`]).
 
@@ -122,6 +123,10 @@ pub struct Directory {
     begun: Incarnation,
     /// The last start's, if it ended cleanly and nobody has confirmed or denied it yet.
     resumable: Option<Incarnation>,
+    /// How far the log had got by what this start found of it.
+    recovered: u64,
+    /// This start knows that data was lost, whether or not that has come back meanwhile.
+    knows_loss: bool,
     _lock: File,
 }
 
@@ -143,6 +148,8 @@ impl Directory {
         let incarnation = parse_hex(path, &facts.incarnation).map(Incarnation)?;
         let directory = Self {
             path: path.to_owned(),
+            recovered: 0,
+            knows_loss: facts.lost_data,
             facts,
             uid,
             incarnation,
@@ -216,7 +223,7 @@ impl Directory {
     }
 
     fn note_lost_data(&mut self, why: &str) {
-        self.facts.lost_data = true;
+        (self.facts.lost_data, self.knows_loss) = (true, true);
         tracing::error!(
             why,
             "acknowledged writes may be missing here: no vote until they are back"
@@ -251,6 +258,21 @@ impl Directory {
         Ok(self.incarnation)
     }
 
+    /// Another member was told of more than the log holds: it is from a copy made while the node ran,
+    /// or its end is gone. False if this start knows already that data was lost.
+    pub fn forgot_data(&mut self) -> Result<bool, DirectoryError> {
+        if self.knows_loss {
+            return Ok(false);
+        }
+        self.resumable = None;
+        self.lost_data("peers were told of more than is left").map(|()| true)
+    }
+
+    /// The log had got so far, by what is left of it.
+    pub fn recovered(&mut self, position: u64) {
+        self.recovered = position;
+    }
+
     fn begin(&mut self) {
         self.begun = Incarnation(clock::random_u128());
         self.incarnation = self.begun;
@@ -277,7 +299,12 @@ impl Directory {
 
     /// This start, as it is told to the other members.
     pub fn start(&self) -> Start {
-        Start { count: self.facts.starts, incarnation: self.begun }
+        Start {
+            count: self.facts.starts,
+            incarnation: self.begun,
+            recovered: self.recovered,
+            knows_loss: self.knows_loss,
+        }
     }
 
     /// Whether the database is still to be made.

@@ -42,6 +42,8 @@ const GROUP_HEAD_BYTES: usize = 4 + 8 + 4 + 4 + 4;
 const ENTRY_HEAD_BYTES: usize = 1 + 2 + 4;
 /// In a segment's header: the segment before was not read, so how much it held is not known.
 const UNKNOWN: u32 = u32::MAX;
+/// Bits of a position that count groups: a segment has fewer blocks.
+const POSITION_GROUP_BITS: u32 = 16;
 const RECORD: u8 = 1;
 const FACT: u8 = 2;
 const HINT: u8 = 3;
@@ -142,6 +144,13 @@ fn group_checksum(salt: u64, segment: u64, index: u32, body: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// How far a log has got that has so many groups in segment `number`: greater after every group, and
+/// after every start, since segments are numbered on.
+fn position(number: u64, groups: u32) -> u64 {
+    let groups = u64::from(groups).min((1 << POSITION_GROUP_BITS) - 1);
+    (number << POSITION_GROUP_BITS) | groups
+}
+
 /// Damage to something that had been acknowledged. What is readable around it was applied.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Damage {
@@ -174,6 +183,7 @@ pub struct Log {
     offset: u64,
     index: u32,
     appended: u64,
+    recovered: u64,
 }
 
 impl Log {
@@ -221,6 +231,9 @@ impl Log {
         if has_begun && live.is_empty() {
             replayed.damage.push(Damage { segment: segment_name(next), offset: None });
         }
+        // All that was in `applied` and before it is in the database.
+        let recovered = before.map_or(0, |(number, groups)| position(number, groups));
+        let recovered = recovered.max(position(applied, u32::MAX));
         let spares = Arc::new(Spares { disk: Arc::clone(&disk), names: Mutex::new(spares) });
         for number in old {
             spares.recycle(number)?;
@@ -241,6 +254,7 @@ impl Log {
             offset: BLOCK as u64,
             index: 0,
             appended: 0,
+            recovered,
         };
         Ok((log, replayed))
     }
@@ -259,6 +273,17 @@ impl Log {
         self.index += 1;
         self.appended += needed;
         Ok(())
+    }
+
+    /// How far it had got when it was opened, by what was found of it: at least as far as
+    /// [`Log::position`] ever said, unless something is missing.
+    pub fn recovered(&self) -> u64 {
+        self.recovered
+    }
+
+    /// How far it has got: all up to there is durable. It never goes back.
+    pub fn position(&self) -> u64 {
+        self.recovered.max(position(self.number, self.index))
     }
 
     /// What appending a group takes of the room on the disk, bytes: a segment, if there is none to

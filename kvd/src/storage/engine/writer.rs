@@ -169,6 +169,7 @@ impl Writer {
         }
         store.make_way(self.log.room_for(&batch.log))?;
         self.log.append(&mut batch.log).map_err(|error| store.stop(&error))?;
+        store.position.store(self.log.position(), Ordering::Release);
         let mut recent = write(&store.recent);
         let layer = std::mem::take(&mut batch.layer);
         let Layer { records, hints, facts, .. } = layer;

@@ -1,0 +1,369 @@
+//! One connection to a peer: a stream on which calls are matched with their answers by id, and sent
+//! in the batches they happen to come in. What is heard on that for requests says how the peer is;
+//! the one for bulk only carries.
+
+use super::lane::{Lane, Sent, Unanswered, Waiting};
+use super::peers::{Peer, node_stats, version};
+use super::{Node, membership, witness};
+use crate::clock;
+use crate::dynamo::start::{Verdict, judge};
+use proto::MESSAGE_BYTES_MAX;
+use proto::client::root_cause;
+use proto::v1::replica_client::ReplicaClient;
+use proto::v1::{Beat, Call, ErrorCode, LinkReply, LinkRequest, Stamp, call};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Endpoint;
+
+/// A message is sent once it holds so many bytes, so that a large value delays few others.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// With calls unanswered and nothing heard for so long, a beat is sent at once.
+const ASK_AFTER: Duration = Duration::from_millis(200);
+
+/// With a beat unanswered (or impossible to send) and nothing heard for so long, the peer is
+/// passed over until it says anything. Only a beat is held against it: it is answered without
+/// touching a disk, so its silence is no slow fsync.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(500);
+
+/// With nothing heard for so long, though a beat is due every second, the link is broken. So is one
+/// for bulk if a call on it had no answer by its deadline: nothing is due there but answers.
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+
+/// The id of every beat: one is under way at a time, and nobody waits for it.
+const BEAT_ID: u64 = 0;
+
+/// A connection that was made.
+pub struct Connection {
+    requests: mpsc::Sender<LinkRequest>,
+    replies: Streaming<LinkReply>,
+}
+
+/// Signs of life on one connection.
+struct Signs {
+    /// When the peer last said anything, or the connection was made.
+    heard: Instant,
+    ever_heard: bool,
+    /// When the beat that is unanswered was sent.
+    beat_pending: Option<Instant>,
+    last_beat: Option<Instant>,
+    /// Since when a message has been waiting for the peer to take it.
+    sending: Option<Instant>,
+    /// When the newest call was sent that had no answer by its deadline.
+    given_up: Option<Instant>,
+}
+
+impl Signs {
+    fn new(now: Instant) -> Self {
+        Self {
+            heard: now,
+            ever_heard: false,
+            beat_pending: None,
+            last_beat: None,
+            sending: None,
+            given_up: None,
+        }
+    }
+}
+
+/// One connection's life.
+pub struct Link<'a> {
+    node: &'a Arc<Node>,
+    peer: &'a Arc<Peer>,
+    lane: Lane,
+    sent: Sent,
+    signs: Mutex<Signs>,
+    beat_wanted: Notify,
+}
+
+impl<'a> Link<'a> {
+    /// A link to `peer` for the calls of a lane.
+    pub fn new(node: &'a Arc<Node>, peer: &'a Arc<Peer>, lane: Lane) -> Self {
+        Self {
+            node,
+            peer,
+            lane,
+            sent: Sent::new(lane, BEAT_ID + 1),
+            signs: Mutex::new(Signs::new(clock::now())),
+            beat_wanted: Notify::new(),
+        }
+    }
+
+    /// Sends, receives and watches until the link breaks; returns why, and whether the peer ever
+    /// said anything on it.
+    ///
+    /// Side by side: were reading to wait for writing, two nodes could each wait for the other to
+    /// take its answers; were watching to wait for writing, a peer that stops reading would never
+    /// be noticed.
+    pub async fn drive(self, connection: Connection, waiting: &mut Waiting) -> (String, bool) {
+        let Connection { requests, replies } = connection;
+        let why = tokio::select! {
+            why = self.read(replies) => why,
+            why = self.write(&requests, waiting) => why,
+            why = self.watch() => why,
+        };
+        self.sent.lose(&why);
+        let ever_heard = lock(&self.signs).ever_heard;
+        (why, ever_heard)
+    }
+
+    async fn read(&self, mut replies: Streaming<LinkReply>) -> String {
+        loop {
+            match replies.message().await {
+                Ok(Some(reply)) => {
+                    let stamp = reply.stamp.unwrap_or_default();
+                    if let Err(why) = check_stamp(self.node, self.peer, &stamp) {
+                        return why;
+                    }
+                    if self.lane == Lane::Requests
+                        && let Err(why) = self.hear(&stamp).await
+                    {
+                        return why;
+                    }
+                    {
+                        let mut signs = lock(&self.signs);
+                        (signs.heard, signs.ever_heard) = (clock::now(), true);
+                        if reply.answers.iter().any(|answer| answer.id == BEAT_ID) {
+                            signs.beat_pending = None;
+                        }
+                    }
+                    if self.lane == Lane::Requests {
+                        self.peer.came_up();
+                        self.peer.names_layout(&stamp);
+                    }
+                    reply.answers.into_iter().for_each(|answer| self.sent.settle(answer));
+                }
+                Ok(None) => return "closed the connection".to_owned(),
+                Err(status) => return status_text(&status),
+            }
+        }
+    }
+
+    /// Heeds what the peer says of this node's starts.
+    async fn hear(&self, stamp: &Stamp) -> Result<(), String> {
+        if stamp.forgot_starts > 0 {
+            let who = self.peer.name(self.node);
+            witness::forgot(self.node, &who, stamp.forgot_starts).await;
+            return Err("has seen later starts of this node".into());
+        }
+        if stamp.forgot_data {
+            let who = self.peer.name(self.node);
+            witness::forgot_data(self.node, &who).await;
+            return Err("was told of more than this node holds".into());
+        }
+        if !self.peer.confirmed.swap(true, Ordering::AcqRel) {
+            witness::confirmed(self.node);
+        }
+        Ok(())
+    }
+
+    async fn write(&self, requests: &mpsc::Sender<LinkRequest>, waiting: &mut Waiting) -> String {
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                () = waiting.some() => {}
+                () = self.beat_wanted.notified() => batch.push(self.beat()),
+            }
+            let mut bytes = 0;
+            for outgoing in waiting.take() {
+                bytes += outgoing.bytes;
+                batch.extend(self.sent.register(outgoing));
+                if bytes >= BATCH_BYTES {
+                    bytes = 0;
+                    if !self.send(requests, std::mem::take(&mut batch)).await {
+                        return "closed the connection".into();
+                    }
+                }
+            }
+            if !batch.is_empty() && !self.send(requests, batch).await {
+                return "closed the connection".into();
+            }
+        }
+    }
+
+    fn beat(&self) -> Call {
+        let beat = Beat { stats: Some(node_stats(self.node)), version: version() };
+        let mut signs = lock(&self.signs);
+        signs.last_beat = Some(clock::now());
+        signs.beat_pending.get_or_insert_with(clock::now);
+        let deadline_ms = SILENT_AFTER.as_millis() as u32;
+        Call { id: BEAT_ID, deadline_ms, body: Some(call::Body::Beat(beat)) }
+    }
+
+    async fn send(&self, requests: &mpsc::Sender<LinkRequest>, calls: Vec<Call>) -> bool {
+        let Ok(cluster) = self.node.cluster() else { return false };
+        let stamp = Some(cluster.stamp(self.node, self.peer.uid));
+        lock(&self.signs).sending = Some(clock::now());
+        let sent = requests
+            .send(LinkRequest { stamp, calls, bulk: self.lane == Lane::Bulk })
+            .await
+            .is_ok();
+        lock(&self.signs).sending = None;
+        sent
+    }
+
+    async fn watch(&self) -> String {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            look.tick().await;
+            let unanswered = self.sent.look();
+            let broken = match self.lane {
+                Lane::Requests => self.judge(unanswered),
+                Lane::Bulk => self.judge_bulk(unanswered),
+            };
+            if let Err(why) = broken {
+                return why;
+            }
+        }
+    }
+
+    /// Judges the peer's silence, has beats sent, and sees that both sides' layouts meet.
+    fn judge(&self, unanswered: Unanswered) -> Result<(), String> {
+        let signs = lock(&self.signs);
+        let silent = signs.heard.elapsed();
+        if silent > SILENT_AFTER {
+            return Err(format!("silent for {} s", SILENT_AFTER.as_secs()));
+        }
+        let for_long =
+            |since: Option<Instant>| since.is_some_and(|at| at.elapsed() > SUSPECT_AFTER);
+        if silent > SUSPECT_AFTER && (for_long(signs.beat_pending) || for_long(signs.sending)) {
+            self.peer.fell_silent();
+        }
+        let due = signs.last_beat.is_none_or(|at| at.elapsed() >= BEAT_EVERY);
+        let ask = silent > ASK_AFTER
+            && unanswered.oldest.is_some_and(|since| since.elapsed() > ASK_AFTER);
+        if due || (ask && signs.beat_pending.is_none()) {
+            self.beat_wanted.notify_one();
+        }
+        drop(signs);
+        self.exchange_layouts();
+        Ok(())
+    }
+
+    /// How long the peer may be silent here only the calls can tell: some wait for a checkpoint, and
+    /// nothing else is answered. It is stuck if one was given up and nothing was heard since it was
+    /// sent.
+    fn judge_bulk(&self, unanswered: Unanswered) -> Result<(), String> {
+        let mut signs = lock(&self.signs);
+        signs.given_up = signs.given_up.max(unanswered.expired);
+        let in_vain = signs.given_up.is_some_and(|sent| sent > signs.heard);
+        match in_vain && signs.heard.elapsed() > SILENT_AFTER {
+            true => Err(format!("silent for {} s", signs.heard.elapsed().as_secs())),
+            false => Ok(()),
+        }
+    }
+
+    /// As long as the peer names another layout than ours, the two are joined again: were it done
+    /// only when a new one is first named, one failed try would leave them apart for ever.
+    fn exchange_layouts(&self) {
+        let (Ok(cluster), theirs) = (self.node.cluster(), self.peer.layout()) else {
+            return;
+        };
+        let differs = theirs.is_some_and(|theirs| theirs.id[..] != cluster.layout.id().to_bytes());
+        if differs && !self.peer.exchanging.swap(true, Ordering::Relaxed) {
+            let (node, peer) = (Arc::clone(self.node), Arc::clone(self.peer));
+            self.node.spawn(async move {
+                membership::exchange_layouts(&node, &peer).await;
+                peer.exchanging.store(false, Ordering::Relaxed);
+            });
+        }
+    }
+}
+
+fn check_stamp(node: &Node, peer: &Peer, stamp: &Stamp) -> Result<(), String> {
+    let cluster = node.cluster().map_err(|blank| blank.what)?;
+    match stamp {
+        _ if stamp.cluster_id[..] != cluster.id.to_bytes() => {
+            Err(format!("at {} is a node of another cluster", peer.address))
+        }
+        _ if stamp.uid[..] != peer.uid.to_bytes() => {
+            Err(format!("at {} is another node of this cluster", peer.address))
+        }
+        // What it answers from an older copy of its data counts for nothing before it knows. It is
+        // told so on its own link.
+        _ => match witness::from_wire(stamp.start.as_ref()).map(|told| judge(peer.seen(), told)) {
+            Some(Verdict::Forgotten(_)) => {
+                Err("runs on an older copy of its data directory".into())
+            }
+            Some(Verdict::ForgottenData) => Err("has lost writes that were on its disk".into()),
+            Some(Verdict::Newer | Verdict::Known) | None => Ok(()),
+        },
+    }
+}
+
+/// Why a link could not be made.
+pub struct Unconnected {
+    /// In a few words.
+    pub why: String,
+    /// The node is there, but has not been given its cluster: it missed the invitation.
+    pub blank: bool,
+}
+
+impl From<String> for Unconnected {
+    fn from(why: String) -> Self {
+        Self { why, blank: false }
+    }
+}
+
+/// Connects to a peer.
+pub async fn connect(node: &Node, address: &str) -> Result<Connection, Unconnected> {
+    let connecting = async {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|_| format!("{address} is not HOST:PORT"))?
+            .local_address(node.outgoing_to(address))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(4 * 1024 * 1024)
+            .initial_connection_window_size(8 * 1024 * 1024);
+        let channel = endpoint.connect().await.map_err(|error| plain(&root_cause(&error)))?;
+        let (requests, outgoing) = mpsc::channel(4);
+        let mut client = ReplicaClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        match client.link(ReceiverStream::new(outgoing)).await {
+            Ok(replies) => Ok(Connection { requests, replies: replies.into_inner() }),
+            Err(status) => {
+                let blank =
+                    proto::error::detail(&status).is_some_and(|d| d.code() == ErrorCode::Blank);
+                Err(Unconnected { why: status_text(&status), blank })
+            }
+        }
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT * 2, connecting).await {
+        Ok(connected) => connected,
+        Err(_) => Err(format!("did not answer within {} s", CONNECT_TIMEOUT.as_secs() * 2).into()),
+    }
+}
+
+fn status_text(status: &tonic::Status) -> String {
+    match proto::error::detail(status) {
+        Some(detail) => format!("{}: {}", detail.what, detail.why),
+        None => plain(&match std::error::Error::source(status) {
+            Some(source) => root_cause(source),
+            None => status.message().to_owned(),
+        }),
+    }
+}
+
+/// The many words of a transport for a peer that went away are "connection lost".
+fn plain(text: &str) -> String {
+    let text = text.to_ascii_lowercase();
+    if text.contains("deadline has elapsed") {
+        return format!("did not answer within {} s", CONNECT_TIMEOUT.as_secs());
+    }
+    let gone = ["broken pipe", "connection reset", "stream closed", "connection error"];
+    if gone.iter().any(|part| text.contains(part)) { "connection lost".to_owned() } else { text }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
