@@ -18,7 +18,7 @@ use proto::v1::{
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// How often it is looked whether somebody for whom something is kept answers again.
@@ -54,7 +54,12 @@ pub async fn run(node: Arc<Node>) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         let Ok(cluster) = node.cluster() else { continue };
-        for target in node.store.hint_totals().into_keys() {
+        for (target, totals) in node.store.hint_totals() {
+            if totals.overflowed
+                && is_level_since(&cluster, target, node.store.overflowed_at(target))
+            {
+                drop(node.store.forget_overflow(target)); // else at the next look
+            }
             let member = cluster.layout.member(target).is_some();
             let usable = cluster.peers.get(&target).is_some_and(|peer| peer.is_usable());
             let ready = !member || (usable && !node.handoff.paused.load(Ordering::Relaxed));
@@ -71,6 +76,16 @@ pub async fn run(node: Arc<Node>) {
             }
         }
     }
+}
+
+/// Whether `target` has compared all it shares with every other replica since `at`, by its own last
+/// word: then it has what there was no room to keep for it.
+fn is_level_since(cluster: &Cluster, target: Uid, at: Instant) -> bool {
+    let told = cluster.peers.get(&target).and_then(|peer| peer.stats());
+    let Some((stats, told_at_ms)) = told else { return false };
+    let told_ago_ms = clock::now_ms().saturating_sub(told_at_ms);
+    let since_ms = at.elapsed().as_millis() as u64;
+    stats.checks.iter().all(|check| check.ever && check.ago_ms + told_ago_ms < since_ms)
 }
 
 /// Gives `target` what is kept for it, until nothing is left or it does not take more.

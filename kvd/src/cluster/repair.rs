@@ -74,8 +74,8 @@ struct Pair {
     due: Option<Instant>,
     /// When the last round began.
     began: Option<Instant>,
-    /// When the last began that left all equal.
-    matched: Option<Instant>,
+    /// When the last began that left all equal, and under which layout.
+    matched: Option<(Instant, LayoutId)>,
     /// Keys the last round left unlike.
     left: u64,
     /// When that ended.
@@ -83,19 +83,25 @@ struct Pair {
 }
 
 impl Pair {
+    /// Whether the last match is of a round that began after `at` and knew all keyspaces.
+    fn has_matched(&self, at: Instant, layout: LayoutId) -> bool {
+        self.matched.is_some_and(|(matched, under)| matched > at && under == layout)
+    }
+
     /// Whether a round should begin with a peer that has been up since `up_since_ms`. A node that
     /// lost its vote compares also where that is off.
     fn is_due(
         &self,
         every: Option<Duration>,
-        withdrawn: Option<Instant>,
+        (withdrawn, layout): (Option<Instant>, LayoutId),
         up_since_ms: u64,
         now: Instant,
     ) -> bool {
         let by_itself = self.followed_up_ms != up_since_ms || self.due.is_none_or(|due| due <= now);
         let for_the_vote = withdrawn.is_some_and(|withdrawn| {
-            let before = |at: Option<Instant>| at.is_none_or(|at| at < withdrawn);
-            before(self.matched) && (before(self.began) || by_itself)
+            let untried = self.began.is_none_or(|began| began < withdrawn)
+                || self.matched.is_some_and(|(_, under)| under != layout);
+            !self.has_matched(withdrawn, layout) && (untried || by_itself)
         });
         self.wanted || (every.is_some() && by_itself) || for_the_vote
     }
@@ -111,9 +117,13 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
         let Ok(cluster) = node.cluster() else { continue };
         let withdrawn = (!node.vote.is_given()).then(|| node.vote.withdrawn());
         if let Some(at) = withdrawn {
-            vote::regain(&node, &cluster, at, &matched_since(&node, at)).await;
+            let matched = matched_since(&node, at, cluster.layout.id());
+            vote::regain(&node, &cluster, at, &matched).await;
         }
         for peer in cluster.peers.values() {
+            // A round takes its time, and the layout may have changed in the one before.
+            let Ok(cluster) = node.cluster() else { break };
+            let layout = cluster.layout.id();
             let connected_ms = peer.health().connected_ms;
             if !peer.is_usable() || node.draining.load(Ordering::Relaxed) {
                 continue;
@@ -121,7 +131,7 @@ pub async fn run(node: Arc<Node>, every: Option<Duration>) {
             let is_due = {
                 let mut pairs = lock(&node.repair.pairs);
                 let pair = pairs.entry(peer.uid).or_default();
-                pair.is_due(every, withdrawn, connected_ms, clock::now())
+                pair.is_due(every, (withdrawn, layout), connected_ms, clock::now())
             };
             if is_due {
                 one_round(&node, &cluster, peer, every, connected_ms).await;
@@ -180,17 +190,12 @@ async fn one_round(
         if error.is_empty() {
             // As of its beginning: what came later was not waited for.
             pair.view.matched_at_ms = began_ms;
-            pair.matched = Some(began);
+            pair.matched = Some((began, cluster.layout.id()));
         }
         (pair.left, pair.tried) = (left, Some(clock::now()));
         pair.view.error.clone_from(&error);
         pair.view.repaired_last
     });
-    let overflowed = || node.store.hint_totals().get(&peer.uid).is_some_and(|it| it.overflowed);
-    if error.is_empty() && overflowed() {
-        // What there was no room to keep for it has been found by comparing.
-        drop(node.store.forget_overflow(peer.uid)); // nobody waits for it
-    }
     if repaired > 0 {
         node.events.add(Level::Ok, format!("repair with {name}: {repaired} keys brought level"));
     }
@@ -481,10 +486,10 @@ pub fn here(node: &Node, ask: RepairCall) -> RepairView {
     RepairView { node: node.name(), pairs, error: String::new() }
 }
 
-/// The peers with which a round that began after `at` left all equal.
-fn matched_since(node: &Node, at: Instant) -> BTreeSet<Uid> {
+/// The peers with which a round that began after `at` left all equal, under this layout.
+fn matched_since(node: &Node, at: Instant, layout: LayoutId) -> BTreeSet<Uid> {
     let pairs = lock(&node.repair.pairs);
-    let matched = pairs.iter().filter(|(_, pair)| pair.matched.is_some_and(|matched| matched > at));
+    let matched = pairs.iter().filter(|(_, pair)| pair.has_matched(at, layout));
     matched.map(|(uid, _)| *uid).collect()
 }
 
@@ -497,7 +502,7 @@ pub fn checks(node: &Node) -> Vec<PairCheck> {
         PairCheck {
             peer_uid: uid.to_bytes().to_vec().into(),
             ever: pair.matched.is_some(),
-            ago_ms: pair.matched.map_or(0, ago_ms),
+            ago_ms: pair.matched.map_or(0, |(at, _)| ago_ms(at)),
             differing: pair.left,
             tried_ago_ms: pair.tried.map_or(0, |at| ago_ms(at).max(1)),
         }
@@ -541,23 +546,28 @@ mod tests {
     #[test]
     fn a_round_is_due_in_time_when_the_peer_came_up_and_when_it_is_asked_for() {
         let now = clock::now();
-        let every = Some(Duration::from_secs(600));
+        let (every, layout) = (Some(Duration::from_secs(600)), LayoutId(1));
         let never = Pair::default();
-        assert!(never.is_due(every, None, 7, now), "never compared");
-        assert!(!never.is_due(None, None, 7, now), "off");
+        assert!(never.is_due(every, (None, layout), 7, now), "never compared");
+        assert!(!never.is_due(None, (None, layout), 7, now), "off");
         let later = now + Duration::from_secs(60);
         let done = Pair { followed_up_ms: 7, due: Some(later), ..Pair::default() };
-        assert!(!done.is_due(every, None, 7, now));
-        assert!(done.is_due(every, None, 7, later));
-        assert!(done.is_due(every, None, 8, now), "it was down in between");
-        let off = |pair: &Pair, withdrawn| pair.is_due(None, Some(withdrawn), 7, later);
+        assert!(!done.is_due(every, (None, layout), 7, now));
+        assert!(done.is_due(every, (None, layout), 7, later));
+        assert!(done.is_due(every, (None, layout), 8, now), "it was down in between");
+        let off = |pair: &Pair, withdrawn| pair.is_due(None, (Some(withdrawn), layout), 7, now);
         assert!(off(&done, now), "it lost its vote");
         let tried =
             Pair { began: Some(now), due: Some(later + Duration::from_secs(1)), ..done.clone() };
         assert!(!off(&tried, now), "and a round has just been tried");
-        let matched = Pair { began: Some(now), matched: Some(now), ..done.clone() };
+        let matched = Pair { began: Some(now), matched: Some((later, layout)), ..done.clone() };
         assert!(!off(&matched, now) && off(&matched, later), "matched before that");
+        let other = Pair { matched: Some((later, LayoutId(2))), ..matched.clone() };
+        assert!(off(&other, now), "without a keyspace that has come since");
         let wanted = Pair { wanted: true, ..done };
-        assert!(wanted.is_due(every, None, 7, now) && wanted.is_due(None, None, 7, now));
+        assert!(
+            wanted.is_due(every, (None, layout), 7, now)
+                && wanted.is_due(None, (None, layout), 7, now)
+        );
     }
 }

@@ -43,6 +43,7 @@ use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use writer::Writer;
 
@@ -86,6 +87,9 @@ struct Inner {
     shards: Shards,
     recent: RwLock<Recent>,
     options: StoreOptions,
+    /// When there was last no room for a hint for a node; not known of before the store was opened.
+    overflows: Mutex<BTreeMap<Uid, Instant>>,
+    opened: Instant,
     /// How much is kept for other nodes. Changed by the writer alone.
     hints: Mutex<BTreeMap<Uid, HintTotals>>,
     /// The same by arc of the ring. Locked after `hints` where both are.
@@ -292,6 +296,8 @@ impl Store {
             shards,
             recent: RwLock::new(Recent::default()),
             options: options.clone(),
+            overflows: Mutex::default(),
+            opened: clock::now(),
             arcs: Mutex::new(Arcs::of(&hints)),
             hints: Mutex::new(hints),
             incarnation: RwLock::new(directory.incarnation()),

@@ -12,6 +12,7 @@ use bytes::{Buf, BufMut, Bytes};
 use proto::token::Token;
 use std::collections::BTreeMap;
 use std::ops::Bound;
+use std::time::Instant;
 use tokio::sync::oneshot;
 
 /// Facts under this name say how much is kept for a node.
@@ -150,6 +151,11 @@ impl Store {
                 _ => return Ok(page),
             }
         }
+    }
+
+    /// When there was last no room for a hint for `target`: at the latest when the store was opened.
+    pub fn overflowed_at(&self, target: Uid) -> Instant {
+        lock(&self.inner.overflows).get(&target).copied().unwrap_or(self.inner.opened)
     }
 
     /// How much is kept, for whom.

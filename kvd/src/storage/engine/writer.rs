@@ -4,6 +4,7 @@
 use super::arcs::Change;
 use super::hints::{self, HintTotals, hint_key};
 use super::{FACT_CEILING, Inner, Job, Prepared, Queued, Synced, lock, read, write};
+use crate::clock;
 use crate::dynamo::clock::HybridClock;
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::Digest;
@@ -376,6 +377,7 @@ fn keep_hint(
     let after = totals.bytes + bytes_now as u64 - bytes_before as u64;
     if after > hint_bytes_max {
         totals.overflowed = true;
+        lock(&store.overflows).insert(target, clock::now());
         return Err(StoreError::HintsFull);
     }
     if totals.keys == 0 {
