@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A get turns to one more replica when those asked take four times their usual, but not sooner.
-const HEDGE_MIN: Duration = Duration::from_millis(10);
+const HEDGE_MIN: Duration = Duration::from_millis(4);
 const HEDGE_MAX: Duration = Duration::from_millis(200);
 
 /// Every live value of a key.
