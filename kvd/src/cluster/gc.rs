@@ -118,10 +118,9 @@ impl Walk<'_> {
             self.node.yield_to_requests().await;
             self.all_there()?;
             let page = self.page(after.take()).await.map_err(|failure| failure.what)?;
-            let Some((last, _)) = page.last() else { break };
+            let Some(last) = page.last() else { break };
             after = Some(last.clone());
-            let candidates: Vec<Candidate> =
-                page.into_iter().filter_map(|(key, digest)| self.candidate(key, digest?)).collect();
+            let candidates = self.candidates(page).await.map_err(|failure| failure.what)?;
             if candidates.is_empty() {
                 continue;
             }
@@ -147,20 +146,34 @@ impl Walk<'_> {
         }
     }
 
-    async fn page(&self, after: Option<Key>) -> Result<Vec<(Key, Option<Digest>)>, Failure> {
-        tree::read(self.node, move |store| {
-            let keys = store.tombstones(after.as_ref(), BATCH_MAX)?;
-            keys.into_iter().map(|key| Ok((key.clone(), tombstone(store, &key)?))).collect()
-        })
-        .await
+    async fn page(&self, after: Option<Key>) -> Result<Vec<Key>, Failure> {
+        tree::read(self.node, move |store| store.tombstones(after.as_ref(), BATCH_MAX)).await
     }
 
-    fn candidate(&self, key: Key, digest: Digest) -> Option<Candidate> {
-        let keyspace = self.cluster.layout.keyspace_by_id(key.keyspace())?;
-        let homes = preference::homes(&self.cluster.layout, keyspace.n, key.token());
-        let homes: BTreeSet<Uid> = homes.into_iter().collect();
-        let ours = reap::driver(&homes) == Some(self.node.uid) && self.ripening.wants(&key);
-        ours.then_some(Candidate { key, digest, homes })
+    /// Those of these keys that this node sees to. Others' are not read: two of three are.
+    async fn candidates(&self, keys: Vec<Key>) -> Result<Vec<Candidate>, Failure> {
+        let layout = &self.cluster.layout;
+        let ours = keys.into_iter().filter_map(|key| {
+            let keyspace = layout.keyspace_by_id(key.keyspace())?;
+            let homes = preference::homes(layout, keyspace.n, key.token());
+            let homes: BTreeSet<Uid> = homes.into_iter().collect();
+            let ours = reap::driver(&homes, key.token()) == Some(self.node.uid)
+                && self.ripening.wants(&key);
+            ours.then_some((key, homes))
+        });
+        let ours: Vec<(Key, BTreeSet<Uid>)> = ours.collect();
+        if ours.is_empty() {
+            return Ok(Vec::new());
+        }
+        tree::read(self.node, move |store| {
+            let mut candidates = Vec::new();
+            for (key, homes) in ours {
+                let digest = tombstone(store, &key)?;
+                candidates.extend(digest.map(|digest| Candidate { key, digest, homes }));
+            }
+            Ok(candidates)
+        })
+        .await
     }
 
     /// Asks every member about these; returns those of which all have said so for long enough.

@@ -13,6 +13,7 @@
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::Digest;
 use crate::dynamo::node::Uid;
+use proto::token::Token;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a member says of a tombstone it is asked about.
@@ -39,10 +40,11 @@ pub enum Stays {
     KeepsHint(Uid),
 }
 
-/// The home that sees to the reaping of a key: one of them, so that not all ask. Which, does not
-/// matter: without any one of them nothing can be reaped.
-pub fn driver(homes: &BTreeSet<Uid>) -> Option<Uid> {
-    homes.first().copied()
+/// The home that sees to the reaping of a key: one of them, so that not all ask, and by the key's
+/// token, so that each sees to its share. Without any one of them nothing can be reaped.
+pub fn driver(homes: &BTreeSet<Uid>, token: Token) -> Option<Uid> {
+    let turn = token.0 as u64 % (homes.len() as u64).max(1);
+    homes.iter().nth(turn as usize).copied()
 }
 
 /// Whether all `members` say that nothing but this tombstone is left of a key with these `homes`,
@@ -158,6 +160,18 @@ mod tests {
 
     fn key(name: &str) -> Key {
         Key::new(KeyspaceId(1), name.to_owned().into()).unwrap()
+    }
+
+    #[test]
+    fn every_home_sees_to_its_share() {
+        let homes = uids(&[1, 2, 3]);
+        let mut share: BTreeMap<Uid, u32> = BTreeMap::new();
+        for i in 0..300 {
+            let driver = driver(&homes, key(&format!("k{i}")).token());
+            *share.entry(driver.unwrap()).or_default() += 1;
+        }
+        assert!(share.len() == 3 && share.values().all(|keys| *keys > 60), "{share:?}");
+        assert_eq!(driver(&uids(&[]), key("k").token()), None);
     }
 
     #[test]
