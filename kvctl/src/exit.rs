@@ -58,12 +58,16 @@ impl Exit {
             | ErrorCode::ValueTooLarge
             | ErrorCode::QuorumInvalid
             | ErrorCode::ArgumentInvalid => Self::Usage,
-            ErrorCode::KeyspaceUnknown | ErrorCode::NodeUnknown => Self::NotFound,
+            ErrorCode::KeyspaceUnknown | ErrorCode::NodeUnknown | ErrorCode::OpUnknown => {
+                Self::NotFound
+            }
             ErrorCode::ContextInvalid
             | ErrorCode::ContextMismatch
             | ErrorCode::KeyspaceExists
             | ErrorCode::ClusterExists
             | ErrorCode::TooManySiblings
+            | ErrorCode::PlanStale
+            | ErrorCode::ReplicaClosed
             | ErrorCode::LayoutStale => Self::Conflict,
             ErrorCode::QuorumUnmet
             | ErrorCode::RecordBad
@@ -71,8 +75,8 @@ impl Exit {
             | ErrorCode::Overloaded
             | ErrorCode::DiskFull => Self::QuorumUnmet,
             ErrorCode::Draining | ErrorCode::NodeUnreachable => Self::Unreachable,
-            ErrorCode::Blank | ErrorCode::ObjectTooLarge => Self::Refused,
-            ErrorCode::Stranger => Self::NotPermitted,
+            ErrorCode::Blank | ErrorCode::ObjectTooLarge | ErrorCode::PlanRefused => Self::Refused,
+            ErrorCode::Stranger | ErrorCode::Removed => Self::NotPermitted,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::api::{AdminService, KvService, ReplicaService};
 use crate::cluster::{
-    Node, compact, detector, gc, handoff, membership, partitions, repair, room, scrub,
+    Node, compact, detector, gc, handoff, membership, moves, partitions, repair, room, scrub,
 };
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
@@ -87,6 +87,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     node.spawn(gc::run(Arc::clone(&node), config.gc_after));
     node.spawn(compact::watch(Arc::clone(&node)));
     node.spawn(handoff::run(Arc::clone(&node)));
+    node.spawn(moves::run(Arc::clone(&node)));
+    node.spawn(membership::keep_telling(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));
 
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -98,6 +100,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!(why = why?, "draining");
             Ok(())
         }
+        () = node.moves.gone() => Ok(()),
         why = storage_stopped(&store) => {
             tracing::error!(why, "storage stopped: this node no longer votes, and exits");
             Err(anyhow!("storage stopped: {why}"))

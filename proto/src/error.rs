@@ -61,19 +61,24 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::ArgumentInvalid
         | ErrorCode::ContextInvalid
         | ErrorCode::ContextMismatch => Code::InvalidArgument,
-        ErrorCode::KeyspaceUnknown | ErrorCode::NodeUnknown => Code::NotFound,
-        ErrorCode::KeyspaceExists | ErrorCode::ClusterExists => Code::AlreadyExists,
-        ErrorCode::ObjectTooLarge | ErrorCode::TooManySiblings | ErrorCode::Blank => {
-            Code::FailedPrecondition
+        ErrorCode::KeyspaceUnknown | ErrorCode::NodeUnknown | ErrorCode::OpUnknown => {
+            Code::NotFound
         }
+        ErrorCode::KeyspaceExists | ErrorCode::ClusterExists => Code::AlreadyExists,
+        ErrorCode::ObjectTooLarge
+        | ErrorCode::TooManySiblings
+        | ErrorCode::Blank
+        | ErrorCode::PlanRefused => Code::FailedPrecondition,
+        ErrorCode::PlanStale => Code::Aborted,
         ErrorCode::QuorumUnmet
         | ErrorCode::StorageFailed
         | ErrorCode::Draining
         | ErrorCode::NodeUnreachable
         | ErrorCode::LayoutStale
+        | ErrorCode::ReplicaClosed
         | ErrorCode::RecordBad => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
-        ErrorCode::Stranger => Code::PermissionDenied,
+        ErrorCode::Stranger | ErrorCode::Removed => Code::PermissionDenied,
     }
 }
 

@@ -4,8 +4,8 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::lane::Lane;
 use crate::cluster::{
-    Node, compact, coordinator, deadline, gc, handoff, membership, partitions, repair, scrub,
-    value, view,
+    Node, compact, coordinator, deadline, gc, handoff, membership, ops, partitions, plans, repair,
+    safety, scrub, value, view,
 };
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
@@ -15,11 +15,12 @@ use futures_util::Stream;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
-    ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest, GcReply, GcRequest,
-    GetClusterRequest, GetLayoutRequest, GetPartitionsRequest, HintsReply, HintsRequest,
-    InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
-    PartitionsReply, ReadCopyReply, ReadCopyRequest, RepairReply, RepairRequest, ScrubReply,
-    ScrubRequest, WatchClusterRequest,
+    ApplyPlanRequest, ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest,
+    DrainReply, DrainRequest, GcReply, GcRequest, GetClusterRequest, GetLayoutRequest,
+    GetPartitionsRequest, GetSafetyRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace,
+    LayoutView, LocateReply, LocateRequest, LocatedNode, MakePlanRequest, Op, OpsReply, OpsRequest,
+    PartitionsReply, Plan, ReadCopyReply, ReadCopyRequest, RepairReply, RepairRequest, SafetyReply,
+    ScrubReply, ScrubRequest, WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -131,6 +132,29 @@ impl Admin for AdminService {
         respond(repair::everywhere(&self.node, request.into_inner()).await)
     }
 
+    async fn make_plan(&self, request: Request<MakePlanRequest>) -> Result<Response<Plan>, Status> {
+        respond(plans::make(&self.node, request.into_inner()).await)
+    }
+
+    async fn apply_plan(&self, request: Request<ApplyPlanRequest>) -> Result<Response<Op>, Status> {
+        respond(plans::apply(&self.node, request.into_inner()).await)
+    }
+
+    async fn ops(&self, request: Request<OpsRequest>) -> Result<Response<OpsReply>, Status> {
+        respond(ops::handle(&self.node, request.into_inner()).await)
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
+        respond(safety::drain(&self.node, request.into_inner()).await)
+    }
+
+    async fn get_safety(
+        &self,
+        request: Request<GetSafetyRequest>,
+    ) -> Result<Response<SafetyReply>, Status> {
+        respond(safety::everything(&self.node, &request.into_inner()))
+    }
+
     async fn read_copy(
         &self,
         request: Request<ReadCopyRequest>,
@@ -198,7 +222,7 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
     };
     let name = cluster.name_of(on);
     let copy =
-        coordinator::read_copy(node, &cluster, (Lane::Requests, on), &key, deadline(0)).await;
+        coordinator::read_copy(node, &cluster, (Lane::Requests, on), &key, None, deadline(0)).await;
     let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
     let records = copy.object.siblings().values().cloned().collect();
     let values = value::show(&key, records, deadline(0)).await?;

@@ -4,9 +4,10 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, detector, gc, handoff, membership, partitions, put,
-    repair, scan, scrub, tree, witness,
+    Cluster, Node, compact, coordinator, detector, documents, gc, handoff, membership, moves,
+    partitions, put, repair, safety, scan, scrub, tree, witness,
 };
+use crate::dynamo::history::Coverage;
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use crate::dynamo::start::Verdict;
@@ -234,7 +235,14 @@ impl Served {
         let patience = Duration::from_millis(deadline_ms.into());
         let node = Arc::clone(&self.node);
         match body {
-            Some(call::Body::Read(ask)) => self.answer(id, read(&node, cluster, ask)).await,
+            Some(call::Body::Read(ask)) => match read(&node, cluster, &ask) {
+                Some(outcome) => self.answer(id, outcome).await,
+                None => {
+                    let from = self.from;
+                    let work = async move { read_learning(&node, from, ask).await };
+                    self.later(id, patience, work).await;
+                }
+            },
             Some(call::Body::Hints(ask)) => {
                 self.answer(id, Ok(answer::Body::Hints(handoff::here(&node, &ask)))).await;
             }
@@ -254,8 +262,13 @@ impl Served {
                 self.answer(id, Ok(answer::Body::Repair(repair::here(&node, ask)))).await;
             }
             Some(call::Body::Tree(ask)) => {
-                let work =
-                    async move { tree::sums_asked(&node, ask).await.map(answer::Body::Tree) };
+                let from = self.from;
+                let work = async move {
+                    moves::may_compare(&node, from, &ask).await?;
+                    let sums = tree::sums_asked(&node, ask.clone()).await?;
+                    moves::may_compare(&node, from, &ask).await?;
+                    Ok(answer::Body::Tree(sums))
+                };
                 self.later(id, patience, work).await;
             }
             Some(call::Body::Digests(ask)) => {
@@ -269,6 +282,12 @@ impl Served {
             }
             Some(call::Body::Gc(ask)) => {
                 self.answer(id, Ok(answer::Body::Gc(gc::here(&node, ask)))).await;
+            }
+            Some(call::Body::Moves(_)) => {
+                self.answer(id, Ok(answer::Body::Moves(moves::here(&node)))).await;
+            }
+            Some(call::Body::Drain(ask)) => {
+                self.answer(id, Ok(answer::Body::Drain(safety::drain_here(&node, ask)))).await;
             }
             Some(call::Body::Gossip(GossipCall { packet })) => {
                 let heard = detector::hear(&node, cluster, self.from, &packet);
@@ -285,7 +304,8 @@ impl Served {
                 self.answer(id, Ok(answer::Body::Beat(BeatAnswer {}))).await;
             }
             Some(call::Body::Merge(ask)) => {
-                self.later(id, patience, async move { merge(&node, ask).await }).await;
+                let from = self.from;
+                self.later(id, patience, async move { merge(&node, from, ask).await }).await;
             }
             Some(call::Body::Coordinate(ask)) => {
                 match Arc::clone(&self.coordinating).try_acquire_owned() {
@@ -306,8 +326,12 @@ impl Served {
                 }
             }
             Some(call::Body::Scan(ask)) => {
+                let from = self.from;
                 self.later(id, patience, async move {
-                    scan::scan_here(&node, ask).await.map(answer::Body::Scan)
+                    if let Some(under) = documents::named(&ask.layout_id) {
+                        membership::learn_of(&node, from, under).await;
+                    }
+                    scan::scan_here(&node, from, ask).await.map(answer::Body::Scan)
                 })
                 .await;
             }
@@ -361,25 +385,62 @@ async fn send_answer(
     let _ = answers.send((answer, room)).await; // the link may be gone
 }
 
-fn read(node: &Node, cluster: &Cluster, ask: ReadCall) -> Result<answer::Body, Failure> {
-    let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
+/// This node's copy, or what it keeps of the key for others. Refused if the asker reads it as a
+/// replica that it is not any more; `None`: the asker knows a layout that this node does not.
+fn read(node: &Node, cluster: &Cluster, ask: &ReadCall) -> Option<Result<answer::Body, Failure>> {
+    let key = match coordinator::key_from_peer(ask.keyspace, ask.key.clone()) {
+        Ok(key) => key,
+        Err(failure) => return Some(Err(failure)),
+    };
     if ask.with_hints {
         let kept = handoff::kept_for_homes(node, cluster, &key);
         let object = kept.map(|object| object.encode().into()).unwrap_or_default();
-        return Ok(answer::Body::Read(ReadAnswer { object, no_vote: false }));
+        return Some(Ok(answer::Body::Read(ReadAnswer { object, no_vote: false })));
     }
     // Before it is read: a vote given back meanwhile is not this copy's.
     let no_vote = !node.vote.is_given();
-    let copy = node.store.read_encoded(&key).map_err(|error| errors::storage(&error))?;
+    let copy = match node.store.read_encoded(&key) {
+        Ok(copy) => copy,
+        Err(error) => return Some(Err(errors::storage(&error))),
+    };
+    // After it is read: what was closed meanwhile may have been written to elsewhere.
+    match documents::named(&ask.layout_id).map(|under| coordinator::may_read(node, &key, under)) {
+        None | Some(Coverage::Known) => {}
+        Some(Coverage::Stale) => return Some(Err(errors::replica_closed())),
+        Some(Coverage::Ahead) => return None,
+    }
     let no_vote = no_vote || !node.vote.is_given();
-    Ok(answer::Body::Read(ReadAnswer { object: copy.unwrap_or_default(), no_vote }))
+    let object = copy.unwrap_or_default();
+    Some(Ok(answer::Body::Read(ReadAnswer { object, no_vote })))
 }
 
-async fn merge(node: &Node, ask: MergeCall) -> Result<answer::Body, Failure> {
+async fn read_learning(
+    node: &Arc<Node>,
+    from: Uid,
+    ask: ReadCall,
+) -> Result<answer::Body, Failure> {
+    if let Some(under) = documents::named(&ask.layout_id) {
+        membership::learn_of(node, from, under).await;
+    }
+    let cluster = node.cluster()?;
+    read(node, &cluster, &ask).unwrap_or_else(|| Err(errors::replica_closed()))
+}
+
+async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Body, Failure> {
     let key = coordinator::key_from_peer(ask.keyspace, ask.key)?;
     let object = Object::decode(ask.object)
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
     coordinator::merge_here(node, &key, object).await?;
+    // Once it is stored: a layout learned before that may have this copy read elsewhere already.
+    if let Some(known) = documents::named(&ask.layout_id) {
+        let mut covers = coordinator::covers(node, &key, known);
+        if covers == Coverage::Ahead && membership::learn_of(node, from, known).await {
+            covers = coordinator::covers(node, &key, known);
+        }
+        if covers != Coverage::Known {
+            return Err(errors::write_stale());
+        }
+    }
     Ok(answer::Body::Merge(MergeAnswer {}))
 }
 
@@ -401,6 +462,9 @@ fn check_stamp(node: &Node, cluster: &Cluster, from: Uid, stamp: &Stamp) -> Resu
         }
         _ if stamp.to_uid[..] != node.uid.to_bytes() => {
             Err(errors::stranger(format!("the message is for another node; this is {}", node.uid)))
+        }
+        _ if !cluster.peers.contains_key(&from) && cluster.layout.removed().contains_key(&from) => {
+            Err(errors::removed(&cluster.name_of(from)))
         }
         _ if stamp.uid[..] != from.to_bytes() || !cluster.peers.contains_key(&from) => {
             Err(errors::stranger("the sender is not a member of this cluster"))

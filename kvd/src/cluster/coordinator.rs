@@ -3,11 +3,12 @@
 
 use super::errors::{self, Failure};
 use super::lane::{CallError, Lane};
-use super::{Cluster, Node, handoff};
+use super::{Cluster, Node, handoff, membership};
 use crate::clock;
+use crate::dynamo::history::Coverage;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Keyspace;
-use crate::dynamo::node::{KeyspaceId, Uid};
+use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use crate::dynamo::object::{Object, Record};
 use crate::dynamo::version::Dot;
 use bytes::Bytes;
@@ -27,6 +28,38 @@ pub fn keyspace<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Keyspace, Fa
             cluster.layout.keyspaces().values().map(|k| k.name.as_str()).collect();
         errors::keyspace_unknown(name, &known)
     })
+}
+
+/// Whether this node, as a replica, may be read under the config that layout `under` has of a key.
+pub fn may_read(node: &Node, key: &Key, under: LayoutId) -> Coverage {
+    let Ok(cluster) = node.cluster() else { return Coverage::Ahead };
+    cluster.history.may_read(node.uid, under, key.keyspace(), key.token())
+}
+
+/// Whether a coordinator whose newest layout is `known` knows every replica of a key that this node
+/// knows.
+pub fn covers(node: &Node, key: &Key, known: LayoutId) -> Coverage {
+    let Ok(cluster) = node.cluster() else { return Coverage::Ahead };
+    cluster.history.covers(known, key.keyspace(), key.token())
+}
+
+/// Whether an error says that the layout has changed: with what is known by now, the same may
+/// succeed.
+pub fn is_of_layout(error: &CallError) -> bool {
+    use v1::ErrorCode::{LayoutStale, ReplicaClosed};
+    match error {
+        CallError::Refused(detail) => matches!(detail.code(), LayoutStale | ReplicaClosed),
+        _ => false,
+    }
+}
+
+/// Has this node know what a peer does of the layouts, which said that it knows more. Once in a
+/// while it is this node that knows more: then the peer does after this.
+pub async fn catch_up(node: &Arc<Node>, cluster: &Cluster, with: Option<Uid>) {
+    match with.and_then(|uid| cluster.peers.get(&uid)) {
+        Some(peer) => membership::exchange_layouts(node, peer).await,
+        None => tokio::task::yield_now().await,
+    }
 }
 
 /// One replica's copy of a key; an absent one is an empty object.
@@ -50,38 +83,45 @@ pub async fn read_hints(
         let object = handoff::kept_for_homes(node, cluster, key).unwrap_or_default();
         return Ok(Held { object, votes: true });
     }
-    read_on(cluster, (Lane::Requests, on), key, true, deadline).await
+    read_on(cluster, (Lane::Requests, on), key, (true, None), deadline).await
 }
 
 /// This node's own copy of a key, or another's, had by `lane`: a raw read, unmerged and unrepaired.
+/// `under`: as a replica of that layout, or refused; `None`: whatever it holds.
 pub async fn read_copy(
     node: &Arc<Node>,
     cluster: &Cluster,
     (lane, on): (Lane, Uid),
     key: &Key,
+    under: Option<LayoutId>,
     deadline: Instant,
 ) -> Result<Held, CallError> {
     if on == node.uid {
         let had_vote = node.vote.is_given(); // before it is read
         let object = node.store.read(key);
         let object = object.map_err(|error| CallError::Refused(errors::storage(&error)))?;
+        if under.is_some_and(|under| may_read(node, key, under) != Coverage::Known) {
+            return Err(CallError::Refused(errors::replica_closed()));
+        }
         let votes = had_vote && node.vote.is_given();
         return Ok(Held { object: object.unwrap_or_default(), votes });
     }
-    read_on(cluster, (lane, on), key, false, deadline).await
+    read_on(cluster, (lane, on), key, (false, under), deadline).await
 }
 
 async fn read_on(
     cluster: &Cluster,
     (lane, on): (Lane, Uid),
     key: &Key,
-    with_hints: bool,
+    (with_hints, under): (bool, Option<LayoutId>),
     deadline: Instant,
 ) -> Result<Held, CallError> {
     let peer = cluster.peers.get(&on).ok_or_else(|| CallError::NotSent("is no member".into()))?;
     let keyspace = key.keyspace().0;
-    let body = call::Body::Read(ReadCall { keyspace, key: key.bytes().clone(), with_hints });
-    match peer.call_on(lane, body, key.bytes().len(), deadline).await? {
+    let (key, layout_id) = (key.bytes().clone(), wire_layout(under));
+    let bytes = key.len();
+    let body = call::Body::Read(ReadCall { keyspace, key, with_hints, layout_id });
+    match peer.call_on(lane, body, bytes, deadline).await? {
         answer::Body::Read(ReadAnswer { object, no_vote }) => {
             let object = match object.is_empty() {
                 true => Ok(Object::default()),
@@ -95,17 +135,20 @@ async fn read_on(
 }
 
 /// Sends an encoded object, by `lane`, to be merged into another replica's copy, and waits until it
-/// is on its disk.
+/// is on its disk. `known`: the newest layout that the write knows; refused, though it may be
+/// stored, if the replica knows of others that have to have it. `None`: no client's write.
 pub async fn merge_on(
     cluster: &Cluster,
     (lane, on): (Lane, Uid),
     key: &Key,
     object: Bytes,
+    known: Option<LayoutId>,
     deadline: Instant,
 ) -> Result<(), CallError> {
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
-    let body = call::Body::Merge(MergeCall { keyspace, key, object });
+    let body =
+        call::Body::Merge(MergeCall { keyspace, key, object, layout_id: wire_layout(known) });
     stored_on(cluster, (lane, on), body, bytes, deadline).await
 }
 
@@ -121,8 +164,13 @@ pub async fn hint_on(
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
     let home_uid = home.to_bytes().to_vec().into();
-    let body = call::Body::Hint(HintCall { home_uid, keyspace, key, object });
+    let body =
+        call::Body::Hint(HintCall { home_uid, keyspace, key, object, layout_id: Bytes::new() });
     stored_on(cluster, (Lane::Requests, on), body, bytes, deadline).await
+}
+
+fn wire_layout(layout: Option<LayoutId>) -> Bytes {
+    layout.map(|id| id.to_bytes().to_vec().into()).unwrap_or_default()
 }
 
 /// Sends a call that stores something, and waits until it is on disk there.
@@ -206,6 +254,9 @@ pub fn wire_dot(dot: Dot) -> v1::Dot {
 pub fn admit(node: &Node) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
     if node.draining.load(Ordering::Relaxed) {
         return Err(errors::draining());
+    }
+    if node.drained.load(Ordering::Relaxed) {
+        return Err(errors::drained());
     }
     node.requests.try_acquire().map_err(|_| errors::overloaded("too many requests are under way"))
 }

@@ -42,6 +42,14 @@ pub fn draining() -> Failure {
     not_applied(draining)
 }
 
+/// An operator wants the node to take no client requests.
+pub fn drained() -> Failure {
+    let mut draining =
+        failure(ErrorCode::Draining, "this node is drained", "an operator wants it so");
+    draining.advice = "another node; or kvctl nodes undrain".into();
+    not_applied(draining)
+}
+
 /// Too much at once.
 pub fn overloaded(why: &str) -> Failure {
     let mut overloaded = failure(ErrorCode::Overloaded, "this node is overloaded", why);
@@ -261,6 +269,66 @@ pub fn layout_stale() -> Failure {
         "this node is not a replica of the key",
         "the sender's layout is not this node's",
     ))
+}
+
+/// A replica knows replicas of the key that the coordinator does not: what it stored does not count.
+pub fn write_stale() -> Failure {
+    failure(
+        ErrorCode::LayoutStale,
+        "the write does not know all replicas of the key",
+        "the layout has changed",
+    )
+}
+
+/// A replica is not read under that layout any more.
+pub fn replica_closed() -> Failure {
+    failure(
+        ErrorCode::ReplicaClosed,
+        "the key is read from other replicas now",
+        "the layout has changed",
+    )
+}
+
+/// The node was removed from its cluster.
+pub fn removed(name: &str) -> Failure {
+    let mut removed = failure(
+        ErrorCode::Removed,
+        format!("{name} was removed from this cluster"),
+        "a node that was removed never comes back as what it was",
+    );
+    removed.advice = "start it with a new, empty data directory, and add it".into();
+    not_applied(removed)
+}
+
+/// What a plan asks for cannot be.
+pub fn plan_refused(why: impl Into<String>, advice: &str) -> Failure {
+    let mut refused = failure(ErrorCode::PlanRefused, "the plan is refused", why);
+    refused.state = "nothing was changed".into();
+    refused.advice = advice.into();
+    refused
+}
+
+/// What a plan would do now is not what it says.
+pub fn plan_stale(why: impl Into<String>) -> Failure {
+    let what = "the cluster has changed since the plan was made";
+    let mut stale = failure(ErrorCode::PlanStale, what, why);
+    stale.state = "nothing was changed".into();
+    stale.advice = "make the plan anew and look at it".into();
+    stale
+}
+
+/// No such operation.
+pub fn op_unknown(name: &str) -> Failure {
+    let why = "it never was, or it ended so long ago that it is forgotten";
+    failure(ErrorCode::OpUnknown, format!("there is no operation {name:?}"), why)
+}
+
+/// While the replicas of a key change hands, too few are left that may be read: for a moment.
+pub fn too_few_readable(key: &[u8], there: u8, needed: u8) -> Failure {
+    let what = format!("get {} needed R={needed}, and {there} may be read now", key.escape_ascii());
+    let mut few = failure(ErrorCode::QuorumUnmet, what, "its replicas are just changing");
+    few.advice = "the same again in a moment".into();
+    few
 }
 
 /// A message that does not belong here.

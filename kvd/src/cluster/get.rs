@@ -1,16 +1,17 @@
 //! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
 
 use super::coordinator::{
-    Held, admit, count_failure, keyspace, mark_silent, merge_here, merge_on, quickest_first,
-    read_copy, read_hints, sibling,
+    Held, admit, catch_up, count_failure, covers, is_of_layout, keyspace, mark_silent, merge_here,
+    merge_on, quickest_first, read_copy, read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
+use crate::dynamo::history::Coverage;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
-use crate::dynamo::node::Uid;
+use crate::dynamo::node::{LayoutId, Uid};
 use crate::dynamo::preference;
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::read::{Read, ReadSpec, ReadStep};
@@ -25,6 +26,9 @@ use std::time::{Duration, Instant};
 /// A get turns to one more replica when those asked take four times their usual, but not sooner.
 const HEDGE_MIN: Duration = Duration::from_millis(4);
 const HEDGE_MAX: Duration = Duration::from_millis(200);
+
+/// Before a get begins anew though nothing new was learned.
+const LAYOUT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Every live value of a key.
 pub async fn get(node: &Arc<Node>, request: GetRequest) -> Result<GetReply, Failure> {
@@ -49,48 +53,38 @@ async fn get_admitted(
     request: GetRequest,
     started: Instant,
 ) -> Result<GetReply, Failure> {
-    let cluster = node.cluster()?;
-    let keyspace = keyspace(&cluster, &request.keyspace)?;
-    let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
-    let quorum = Quorum::new(keyspace.n, "R", request.r, keyspace.r);
-    let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
-    let homes = preference::homes(&cluster.layout, keyspace.n, key.token());
-    let repair_first = (keyspace.mode == Mode::Strict).then_some(keyspace.w);
-    let order = quickest_first(node, &cluster, &homes);
-    let unreachable = |uid: &Uid| cluster.peers.get(uid).is_some_and(|peer| !peer.is_usable());
-    // Only then may a fallback know of a write that no home has.
-    let fallbacks = match keyspace.mode {
-        Mode::Sloppy if homes.iter().any(unreachable) => {
-            let list = preference::preference(&cluster.layout, keyspace.n, key.token());
-            list.fallbacks.into_iter().filter(|uid| !unreachable(uid)).collect()
+    let until = deadline(request.timeout_ms);
+    loop {
+        let mut get = Get::new(node, &request, started, until)?;
+        match get.run().await {
+            End::Met => {
+                let live = get.read.joined().live().into_iter().map(|(_, record)| record.clone());
+                let values = value::show(&get.key, live.collect(), get.deadline).await;
+                let reply = values.map(|values| get.reply(values, request.explain));
+                get.finish_behind_the_answer();
+                return reply;
+            }
+            End::Unmet => return Err(get.unmet()),
+            // The replicas are others by now: the get begins anew, with what is known then.
+            End::Stale(with) => {
+                if clock::now() >= until {
+                    return Err(get.unmet());
+                }
+                catch_up(node, &get.cluster, Some(with)).await;
+                if node.cluster()?.digest == get.cluster.digest {
+                    tokio::time::sleep(LAYOUT_PAUSE).await; // another is just exchanging with it
+                }
+            }
         }
-        _ => Vec::new(),
-    };
-    let spec = ReadSpec { quorum, order, fallbacks, repair_first };
-    let (read, steps) = Read::start(spec);
-    let mut get = Get {
-        node: Arc::clone(node),
-        cluster,
-        key,
-        homes,
-        quorum,
-        repair_first,
-        read,
-        under_way: FuturesUnordered::new(),
-        heard: BTreeMap::new(),
-        started,
-        deadline: deadline(request.timeout_ms),
-    };
-    match get.run(steps).await {
-        ReadStep::Answer => {
-            let live = get.read.joined().live().into_iter().map(|(_, record)| record.clone());
-            let values = value::show(&get.key, live.collect(), get.deadline).await;
-            let reply = values.map(|values| get.reply(values, request.explain));
-            get.finish_behind_the_answer();
-            reply
-        }
-        _ => Err(get.unmet()),
     }
+}
+
+/// How a try ends.
+enum End {
+    Met,
+    Unmet,
+    /// The layout has changed, as this replica says.
+    Stale(Uid),
 }
 
 enum Heard {
@@ -102,11 +96,17 @@ struct Get {
     node: Arc<Node>,
     cluster: Arc<Cluster>,
     key: Key,
+    /// The layout whose replicas are read.
+    under: LayoutId,
     homes: Vec<Uid>,
     quorum: Quorum,
     /// Replicas that must hold the join before a strict keyspace answers.
     repair_first: Option<u8>,
     read: Read,
+    /// What it sets out with, until it does.
+    first: Vec<ReadStep>,
+    /// A replica that knows more of the layout.
+    stale: Option<Uid>,
     under_way: FuturesUnordered<BoxFuture<'static, Heard>>,
     /// How long each took, and why it failed.
     heard: BTreeMap<Uid, (Duration, Option<String>)>,
@@ -115,16 +115,81 @@ struct Get {
 }
 
 impl Get {
+    /// A get by the layouts as they are known.
+    fn new(
+        node: &Arc<Node>,
+        request: &GetRequest,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<Self, Failure> {
+        let cluster = node.cluster()?;
+        let keyspace = keyspace(&cluster, &request.keyspace)?;
+        let key = Key::new(keyspace.id(), request.key.clone());
+        let key = key.map_err(|error| errors::key(&error))?;
+        let quorum = Quorum::new(keyspace.n, "R", request.r, keyspace.r);
+        let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
+        let parties = preference::parties(&cluster.history, keyspace.id(), key.token(), None);
+        let parties = parties.ok_or_else(errors::layout_stale)?;
+        // As many as the replicas that are read have to be, whatever the newest layout says.
+        let asked = request.r.map_or(parties.r, |_| quorum.needed);
+        let there = parties.read.len() as u8;
+        let needed = asked.min(parties.write[0].members.len() as u8);
+        if needed > there {
+            return Err(errors::too_few_readable(request.key.as_ref(), there, needed));
+        }
+        let quorum = Quorum { n: quorum.n, needed };
+        let repair_first = (keyspace.mode == Mode::Strict).then_some(parties.w);
+        let order = quickest_first(node, &cluster, &parties.read);
+        let unreachable = |uid: &Uid| cluster.peers.get(uid).is_some_and(|peer| !peer.is_usable());
+        // Only then may a fallback know of a write that no home has.
+        let fallbacks = match keyspace.mode {
+            Mode::Sloppy if parties.homes.iter().any(unreachable) => {
+                let (layout, n, token) = (&cluster.layout, keyspace.n, key.token());
+                let others = preference::stand_ins(layout, n, token, &parties.homes);
+                others.into_iter().filter(|uid| !unreachable(uid)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let also = match repair_first {
+            Some(_) => parties.write[1..].to_vec(),
+            None => Vec::new(),
+        };
+        let (read, first) = Read::start(ReadSpec { quorum, order, fallbacks, repair_first, also });
+        Ok(Self {
+            node: Arc::clone(node),
+            cluster,
+            key,
+            under: parties.under,
+            homes: parties.homes,
+            quorum,
+            repair_first,
+            read,
+            first,
+            stale: None,
+            under_way: FuturesUnordered::new(),
+            heard: BTreeMap::new(),
+            started,
+            deadline,
+        })
+    }
+
     /// Runs until there is an answer, or none can come.
-    async fn run(&mut self, steps: Vec<ReadStep>) -> ReadStep {
+    async fn run(&mut self) -> End {
+        let steps = std::mem::take(&mut self.first);
         let mut end = self.take(steps);
         let delay = self.hedge_delay();
         let hedge = tokio::time::sleep(delay);
         let deadline = tokio::time::sleep_until(self.deadline.into());
         tokio::pin!(hedge, deadline);
         loop {
-            if let Some(end) = end {
-                return end;
+            match end {
+                Some(ReadStep::Answer) if self.covers_all() => return End::Met,
+                Some(ReadStep::Answer) => return End::Stale(self.node.uid),
+                Some(_) => return End::Unmet,
+                None => {}
+            }
+            if let Some(with) = self.stale.take() {
+                return End::Stale(with);
             }
             let steps = tokio::select! {
                 biased;
@@ -137,6 +202,12 @@ impl Get {
             };
             end = self.take(steps);
         }
+    }
+
+    /// Whether what a strict get returns is on all sets of replicas that this node knows of by now.
+    fn covers_all(&self) -> bool {
+        let known = self.cluster.layout.id();
+        self.repair_first.is_none() || covers(&self.node, &self.key, known) == Coverage::Known
     }
 
     /// Late replies still tell who is behind, and repairs under way are seen through.
@@ -171,6 +242,16 @@ impl Get {
                 self.heard.insert(from, (took, (!counts).then(|| why.into())));
                 self.read.reply_without_vote(from, object)
             }
+            Heard::Copy(from, Err(error), _) if is_of_layout(&error) => {
+                self.stale = Some(from);
+                Vec::new()
+            }
+            Heard::Repaired(on, Err(error))
+                if is_of_layout(&error) && self.repair_first.is_some() =>
+            {
+                self.stale = Some(on);
+                Vec::new()
+            }
             Heard::Copy(from, Err(error), took) => {
                 self.heard.insert(from, (took, Some(error.text())));
                 if error.is_damaged_copy() { self.read.damaged(from) } else { self.read.fail(from) }
@@ -202,10 +283,13 @@ impl Get {
         let (node, cluster, key) =
             (Arc::clone(&self.node), Arc::clone(&self.cluster), self.key.clone());
         let (deadline, is_home) = (self.deadline, self.homes.contains(&on));
+        let under = Some(self.under);
         Box::pin(async move {
             let asked = clock::now();
             let copy = match is_home {
-                true => read_copy(&node, &cluster, (Lane::Requests, on), &key, deadline).await,
+                true => {
+                    read_copy(&node, &cluster, (Lane::Requests, on), &key, under, deadline).await
+                }
                 false => read_hints(&node, &cluster, on, &key, deadline).await,
             };
             Heard::Copy(on, copy, asked.elapsed())
@@ -215,10 +299,14 @@ impl Get {
     fn repair(&self, on: Uid, encoded: Bytes) -> BoxFuture<'static, Heard> {
         let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
         let (key, object, deadline) = (self.key.clone(), self.read.joined().clone(), self.deadline);
+        // Behind the answer it promises nothing, and may go to whom the layout has no more.
+        let known = self.repair_first.map(|_| cluster.layout.id());
         Box::pin(async move {
             let done = match on == node.uid {
                 true => merge_here(&node, &key, object).await.map_err(CallError::Refused),
-                false => merge_on(&cluster, (Lane::Requests, on), &key, encoded, deadline).await,
+                false => {
+                    merge_on(&cluster, (Lane::Requests, on), &key, encoded, known, deadline).await
+                }
             };
             Heard::Repaired(on, done)
         })

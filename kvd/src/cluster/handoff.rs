@@ -1,10 +1,10 @@
 //! Hinted handoff: what this node keeps for others is given to them once they answer again, at the
 //! rate they can take (SOSP'07, section 4.6).
 
-use super::coordinator::merge_on;
+use super::coordinator::{hint_on, merge_on};
 use super::errors::{self, Failure};
 use super::lane::Lane;
-use super::{Cluster, Node, survey};
+use super::{Cluster, Node, moves, survey};
 use crate::clock;
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::Digest;
@@ -60,7 +60,7 @@ pub async fn run(node: Arc<Node>) {
             {
                 drop(node.store.forget_overflow(target)); // else at the next look
             }
-            let member = cluster.layout.member(target).is_some();
+            let member = cluster.peers.contains_key(&target);
             let usable = cluster.peers.get(&target).is_some_and(|peer| peer.is_usable());
             let ready = !member || (usable && !node.handoff.paused.load(Ordering::Relaxed));
             if ready && lock(&node.handoff.under_way).insert(target) {
@@ -69,7 +69,7 @@ pub async fn run(node: Arc<Node>) {
                     if member {
                         deliver(&this, &cluster, target).await;
                     } else {
-                        drop_all(&this, target).await; // it was removed, and never returns
+                        rehome(&this, &cluster, target).await; // it was removed, and never returns
                     }
                     lock(&this.handoff.under_way).remove(&target);
                 });
@@ -130,7 +130,7 @@ fn told(node: &Node, cluster: &Cluster, target: Uid, delivered: u64) {
 async fn give(node: &Arc<Node>, cluster: &Cluster, target: Uid, hint: &(Key, Object)) -> bool {
     let (key, object) = hint;
     let (to, until) = ((Lane::Bulk, target), clock::now() + GIVE_TIMEOUT);
-    if merge_on(cluster, to, key, object.encode().into(), until).await.is_err() {
+    if merge_on(cluster, to, key, object.encode().into(), None, until).await.is_err() {
         return false;
     }
     let digest = Digest::of(&record::stored_key(key), object);
@@ -158,6 +158,78 @@ async fn drop_all(node: &Arc<Node>, target: Uid) {
     let _ = node.store.forget_overflow(target).await; // else at the next look
 }
 
+/// Gives what is kept for a node that is gone to those who hold its keys now.
+async fn rehome(node: &Arc<Node>, cluster: &Arc<Cluster>, target: Uid) {
+    let mut handed = 0_u64;
+    let mut after = None::<Key>;
+    while let Some(page) = page(node, target, after.take()).await
+        && let Some((last, _)) = page.last()
+    {
+        after = Some(last.clone());
+        for (key, object) in &page {
+            let until = clock::now() + GIVE_TIMEOUT;
+            if moves::hand_over(node, cluster, key, object, until).await.is_err() {
+                continue; // the next look tries again
+            }
+            let digest = Digest::of(&record::stored_key(key), object);
+            let dropped = node.store.drop_hint(target, key.clone(), Some(digest)).await;
+            handed += u64::from(matches!(dropped, Ok(Ok(()))));
+        }
+        if node.handoff.paused.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    let _ = node.store.forget_overflow(target).await; // else at the next look
+    if handed > 0 {
+        let name = cluster.name_of(target);
+        let text = format!("{handed} hints for {name}, which is gone, were handed to its heirs");
+        node.events.add(Level::Ok, text);
+    }
+}
+
+/// Gives away all that this node, which leaves, keeps for others: to whom it is for, if that one is
+/// up, and else to the other replicas, and to one more who keeps it from now on.
+pub async fn pass_on(node: &Arc<Node>, cluster: &Arc<Cluster>) {
+    for target in node.store.hint_totals().into_keys() {
+        let peer = cluster.peers.get(&target);
+        if peer.is_some_and(|peer| peer.is_usable()) {
+            continue; // it is being delivered
+        }
+        let mut after = None::<Key>;
+        while let Some(page) = page(node, target, after.take()).await
+            && let Some((last, _)) = page.last()
+        {
+            after = Some(last.clone());
+            for (key, object) in &page {
+                if pass_on_one(node, cluster, target, (key, object)).await.is_none() {
+                    return; // the next look tries again
+                }
+            }
+        }
+        let _ = node.store.forget_overflow(target).await; // else at the next look
+    }
+}
+
+async fn pass_on_one(
+    node: &Arc<Node>,
+    cluster: &Arc<Cluster>,
+    target: Uid,
+    (key, object): (&Key, &Object),
+) -> Option<()> {
+    let until = clock::now() + GIVE_TIMEOUT;
+    moves::hand_over(node, cluster, key, object, until).await.ok()?;
+    if cluster.layout.member(target).is_some() {
+        let members = cluster.layout.members().iter().map(|member| member.uid);
+        let mut keepers = members.filter(|uid| *uid != target && *uid != node.uid);
+        let up = |uid: &Uid| cluster.peers.get(uid).is_some_and(|peer| peer.is_usable());
+        let keeper = keepers.find(up)?;
+        let encoded = object.encode().into();
+        hint_on(cluster, keeper, target, key, encoded, until).await.ok()?;
+    }
+    let digest = Digest::of(&record::stored_key(key), object);
+    node.store.drop_hint(target, key.clone(), Some(digest)).await.ok()?.ok()
+}
+
 /// The object kept here of a key for any of its homes: what this node, which is none, knows of it.
 pub fn kept_for_homes(node: &Node, cluster: &Cluster, key: &Key) -> Option<Object> {
     let held = node.store.hint_totals();
@@ -165,7 +237,8 @@ pub fn kept_for_homes(node: &Node, cluster: &Cluster, key: &Key) -> Option<Objec
         return None;
     }
     let keyspace = cluster.layout.keyspace_by_id(key.keyspace())?;
-    let homes = preference::homes(&cluster.layout, keyspace.n, key.token());
+    let parties = preference::parties(&cluster.history, keyspace.id(), key.token(), None)?;
+    let homes = parties.homes;
     let mut joined = Object::default();
     for home in homes.iter().filter(|home| held.contains_key(home)) {
         if let Ok(Some(object)) = node.store.hint(*home, key) {

@@ -262,13 +262,13 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// As long as the peer names another layout than ours, the two are joined again: were it done
-    /// only when a new one is first named, one failed try would leave them apart for ever.
+    /// As long as the peer knows something else of the layouts than we do, the two are joined again:
+    /// were it done only when that is first seen, one failed try would leave them apart for ever.
     fn exchange_layouts(&self) {
-        let (Ok(cluster), theirs) = (self.node.cluster(), self.peer.layout()) else {
+        let (Ok(cluster), Some(theirs)) = (self.node.cluster(), self.peer.history()) else {
             return;
         };
-        let differs = theirs.is_some_and(|theirs| theirs.id[..] != cluster.layout.id().to_bytes());
+        let differs = theirs != cluster.digest;
         if differs && !self.peer.exchanging.swap(true, Ordering::Relaxed) {
             let (node, peer) = (Arc::clone(self.node), Arc::clone(self.peer));
             self.node.spawn(async move {

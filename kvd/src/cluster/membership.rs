@@ -1,17 +1,18 @@
 //! Making a cluster, being given one, and agreeing on its layout.
 //!
 //! Nobody leads. A new layout is stored by the node that makes it, pushed to every peer that is
-//! up, and pulled by the others: every message names its sender's layout, and whoever sees another
-//! than its own exchanges documents with that peer and joins them.
+//! up, and pulled by the others: every message tells apart what its sender knows of the layouts, and
+//! whoever knows something else exchanges documents with that peer and joins them.
 
 use super::errors::{self, Failure};
 use super::lane::CallError;
 use super::peers::Peer;
-use super::{Cluster, Node, detector};
+use super::{Cluster, Node, detector, documents};
 use crate::clock;
 use crate::dynamo::context::Sealer;
-use crate::dynamo::layout::{Joined, Keyspace, Layout, LayoutError, Member, Mode};
-use crate::dynamo::node::{ClusterId, Uid};
+use crate::dynamo::history::{History, HistoryError};
+use crate::dynamo::layout::{Keyspace, Layout, LayoutError, Member, Mode};
+use crate::dynamo::node::{ClusterId, LayoutId, Uid};
 use crate::dynamo::value::Codec;
 use crate::storage::StoreError;
 use proto::client::root_cause;
@@ -32,28 +33,38 @@ const INVITE_TIMEOUT: Duration = Duration::from_secs(3);
 const MEET_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FACT_CLUSTER: &str = "cluster";
+/// What a node knew before several layouts could count at once.
 const FACT_LAYOUT: &str = "layout";
+const FACT_HISTORY: &str = "history";
+
+/// News for the others is gathered for so long.
+const TELL_AFTER: Duration = Duration::from_millis(20);
 
 /// Takes up the cluster this node was in when it stopped, if any.
 pub fn resume(node: &Arc<Node>) -> Result<(), String> {
     let fact = |name| node.store.fact(name).map_err(|error: StoreError| error.to_string());
-    let (Some(cluster), Some(layout)) = (fact(FACT_CLUSTER)?, fact(FACT_LAYOUT)?) else {
-        return Ok(());
+    let Some(cluster) = fact(FACT_CLUSTER)? else { return Ok(()) };
+    let damaged = |error: String| format!("the stored layouts are damaged: {error}");
+    let history = match (fact(FACT_HISTORY)?, fact(FACT_LAYOUT)?) {
+        (Some(history), _) => documents::decode(&history).map_err(damaged)?,
+        (None, Some(layout)) => {
+            History::new(Layout::decode(&layout).map_err(|error| damaged(error.to_string()))?)
+        }
+        (None, None) => return Ok(()),
     };
     let (id, secret) = cluster.split_at_checked(16).ok_or("the stored cluster is damaged")?;
     let id = ClusterId::from_slice(id).ok_or("the stored cluster is damaged")?;
     let secret = secret.try_into().map_err(|_| "the stored cluster is damaged")?;
-    let layout = Layout::decode(&layout)
-        .map_err(|error| format!("the stored layout is damaged: {error}"))?;
-    install(node, id, secret, layout);
+    let digest = documents::encode(&history).1;
+    install(node, id, secret, (history, digest));
     Ok(())
 }
 
 /// Replaces the node's cluster. Links to members that stay are kept.
-fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], layout: Layout) {
+fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], (history, digest): (History, u64)) {
     let before = node.cluster.load_full();
     let (mut peers, mut unlinked) = (BTreeMap::new(), Vec::new());
-    for member in layout.members().iter().filter(|member| member.uid != node.uid) {
+    for member in history.members().into_iter().filter(|member| member.uid != node.uid) {
         let kept = before.as_ref().and_then(|cluster| cluster.peers.get(&member.uid));
         let kept = kept.filter(|peer| peer.address == member.address).cloned();
         let peer = kept.unwrap_or_else(|| {
@@ -64,29 +75,36 @@ fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], layout: Layout) {
         peers.insert(member.uid, peer);
     }
     let sealer = Sealer::new(id, secret);
-    let layout = Arc::new(layout);
-    let cluster = Arc::new(Cluster { id, sealer, secret, layout, peers });
+    let layout = Arc::clone(history.head());
+    let history = Arc::new(history);
+    let cluster = Arc::new(Cluster { id, sealer, secret, layout, history, digest, peers });
     node.cluster.store(Some(Arc::clone(&cluster)));
     detector::take_members(node, &cluster);
+    node.moves.look();
     // Not before: a link asks the node for its cluster.
     unlinked.into_iter().for_each(|peer| peer.link(node));
 }
 
-/// Stores the cluster and its layout, then installs them.
+/// Stores the cluster and its layouts, then installs them.
 async fn settle(
     node: &Arc<Node>,
     id: ClusterId,
     secret: [u8; 16],
-    layout: Layout,
+    history: History,
 ) -> Result<(), Failure> {
     let mut cluster = id.to_bytes().to_vec();
     cluster.extend(secret);
-    // The cluster first: a layout without one is not taken up.
-    for (name, value) in [(FACT_CLUSTER, cluster), (FACT_LAYOUT, layout.encode())] {
+    let (encoded, digest) = documents::encode(&history);
+    // The cluster first: layouts without one are not taken up. And once: it never changes.
+    let facts = match node.cluster() {
+        Ok(_) => vec![(FACT_HISTORY, encoded)],
+        Err(_) => vec![(FACT_CLUSTER, cluster), (FACT_HISTORY, encoded)],
+    };
+    for (name, value) in facts {
         let stored = node.store.put_fact(name, value).await;
         stored.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))?;
     }
-    install(node, id, secret, layout);
+    install(node, id, secret, (history, digest));
     Ok(())
 }
 
@@ -110,7 +128,7 @@ pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), F
         Layout::genesis(&request.name, members, default).map_err(|e| layout_refused(&e))?;
     let id = ClusterId(clock::random_u128());
     let secret = clock::random_u128().to_be_bytes();
-    settle(node, id, secret, layout).await?;
+    settle(node, id, secret, History::new(layout)).await?;
     let cluster = node.cluster()?;
     node.events.add(Level::Ok, format!("cluster {} made, id {id}", request.name));
     drop(changing);
@@ -136,7 +154,8 @@ async fn wait_until_met(cluster: &Cluster) -> Result<(), Failure> {
     }
 }
 
-async fn identify_all(node: &Node, members: &[NewMember]) -> Result<Vec<Member>, Failure> {
+/// The nodes at these addresses, as members; they have to be blank.
+pub async fn identify_all(node: &Node, members: &[NewMember]) -> Result<Vec<Member>, Failure> {
     let asking = members.iter().map(|member| async move {
         let identity = identify(node, &member.address).await;
         let who = format!("{} at {}", member.name, member.address);
@@ -197,7 +216,7 @@ pub async fn invite(node: &Arc<Node>, peer: &Peer) -> Result<(), String> {
         cluster_id: cluster.id.to_bytes().to_vec().into(),
         cluster_name: cluster.layout.cluster_name().to_owned(),
         secret: cluster.secret.to_vec().into(),
-        layout: cluster.layout.encode().into(),
+        history: Some(documents::to_wire(&cluster.history)),
         expected_uid: peer.uid.to_bytes().to_vec().into(),
     };
     let mut client = replica_client(node, &peer.address).await?;
@@ -211,95 +230,127 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
     let id =
         ClusterId::from_slice(&request.cluster_id).ok_or_else(|| malformed("its cluster id"))?;
     let secret = request.secret[..].try_into().map_err(|_| malformed("its secret"))?;
-    let layout = Layout::decode(&request.layout).map_err(|error| layout_refused(&error))?;
-    if request.expected_uid[..] != node.uid.to_bytes() || layout.member(node.uid).is_none() {
+    let history = request.history.ok_or_else(|| malformed("its layouts"))?;
+    let history = documents::from_wire(&history);
+    let history = history.map_err(|why| errors::argument("the invitation is malformed", why))?;
+    let is_member = history.members().iter().any(|member| member.uid == node.uid);
+    if request.expected_uid[..] != node.uid.to_bytes() || !is_member {
         return Err(errors::stranger("the invitation is for another node"));
     }
     let _changing = node.changing.lock().await;
     if let Ok(cluster) = node.cluster() {
         if cluster.id == id {
-            return learn_locked(node, &cluster, layout).await;
+            return learn_locked(node, &cluster, &history).await;
         }
         return Err(errors::cluster_exists("this node already belongs to another cluster"));
     }
-    settle(node, id, secret, layout).await?;
+    settle(node, id, secret, history).await?;
     node.events.add(Level::Ok, format!("joined cluster {}, id {id}", request.cluster_name));
     Ok(())
 }
 
-// === the layout ===
+// === the layouts ===
 
-/// Joins this node's layout with a peer's: both end with the same.
+/// Joins what this node knows with what a peer does: both end with the same.
 pub async fn exchange_layouts(node: &Arc<Node>, peer: &Peer) {
     let Ok(cluster) = node.cluster() else { return };
-    if let Err(error) = push_layout(node, &cluster, peer, clock::now() + INVITE_TIMEOUT).await {
+    if let Err(error) = push_layouts(node, &cluster, peer, clock::now() + INVITE_TIMEOUT).await {
         tracing::warn!(peer = cluster.name_of(peer.uid), why = error, "could not exchange layouts");
     }
 }
 
-async fn push_layout(
+async fn push_layouts(
     node: &Arc<Node>,
     cluster: &Cluster,
     peer: &Peer,
     until: Instant,
 ) -> Result<(), String> {
-    let ours = cluster.layout.encode();
-    let bytes = ours.len();
-    let body = call::Body::Layout(LayoutCall { layout: ours.into() });
+    let history = documents::to_wire(&cluster.history);
+    let bytes = history.layouts.iter().map(|layout| layout.len()).sum();
+    let body = call::Body::Layout(LayoutCall { history: Some(history) });
     match peer.call(body, bytes, until).await.map_err(|error: CallError| error.text())? {
-        answer::Body::Layout(LayoutAnswer { layout }) => {
-            let theirs = Layout::decode(&layout).map_err(|error| error.to_string())?;
-            learn(node, theirs).await.map_err(|failure| failure.what)
+        answer::Body::Layout(LayoutAnswer { history: Some(theirs) }) => {
+            learn(node, &documents::from_wire(&theirs)?).await.map_err(|failure| failure.what)
         }
         _ => Err("answered something else".into()),
     }
 }
 
-/// A peer shows its layout and asks for ours.
+/// A peer shows what it knows and asks for the same.
 pub async fn layout_shown(node: &Arc<Node>, shown: LayoutCall) -> Result<LayoutAnswer, Failure> {
-    if !shown.layout.is_empty() {
-        let theirs = Layout::decode(&shown.layout).map_err(|error| layout_refused(&error))?;
-        learn(node, theirs).await?;
+    if let Some(theirs) = shown.history {
+        let theirs = documents::from_wire(&theirs);
+        let malformed = |why| errors::argument("the layouts are malformed", why);
+        learn(node, &theirs.map_err(malformed)?).await?;
     }
-    Ok(LayoutAnswer { layout: node.cluster()?.layout.encode().into() })
+    Ok(LayoutAnswer { history: Some(documents::to_wire(&node.cluster()?.history)) })
 }
 
-async fn learn(node: &Arc<Node>, theirs: Layout) -> Result<(), Failure> {
+async fn learn(node: &Arc<Node>, theirs: &History) -> Result<(), Failure> {
+    // Most that is told is known: nobody need wait in line for that.
+    let known = node.cluster()?.history.join(theirs);
+    if known.is_ok_and(|joined| node.cluster().is_ok_and(|it| *it.history == joined)) {
+        return Ok(());
+    }
     let _changing = node.changing.lock().await;
     let cluster = node.cluster()?;
     learn_locked(node, &cluster, theirs).await
 }
 
-async fn learn_locked(node: &Arc<Node>, cluster: &Cluster, theirs: Layout) -> Result<(), Failure> {
-    let joined = cluster.layout.join(&theirs);
-    let joined = match joined.map_err(|error| errors::stranger(error.to_string()))? {
-        Joined::Ours => return Ok(()),
-        Joined::Theirs => theirs,
-        Joined::Merged(merged) => merged,
-    };
-    let depth = joined.depth();
-    settle(node, cluster.id, cluster.secret, joined).await?;
-    node.events.add(Level::Ok, format!("ring {depth}"));
+async fn learn_locked(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    theirs: &History,
+) -> Result<(), Failure> {
+    let joined = cluster.history.join(theirs);
+    let joined = joined.map_err(|error| errors::stranger(error.to_string()))?;
+    if joined == *cluster.history {
+        return Ok(());
+    }
+    replace(node, cluster, joined).await
+}
+
+/// Puts what is now known in the place of what was.
+async fn replace(node: &Arc<Node>, cluster: &Cluster, next: History) -> Result<(), Failure> {
+    let (before, depth) = (cluster.layout.id(), next.head().depth());
+    let (was_settled, is_settled) = (cluster.history.is_settled(), next.is_settled());
+    let is_new = next.head().id() != before;
+    settle(node, cluster.id, cluster.secret, next).await?;
+    if is_new {
+        node.events.add(Level::Ok, format!("ring {depth}"));
+    }
+    if !was_settled && is_settled {
+        node.events.add(Level::Ok, format!("ring {depth} is settled: nothing is left to move"));
+    }
+    node.moves.tell();
     Ok(())
 }
 
-/// Adds a keyspace, and returns once every peer that is up knows it.
-pub async fn create_keyspace(
+/// Changes what this node knows, on its disk too, and has the others told. `grow` is given what is
+/// known; `None`: nothing is to change. Says whether anything did.
+pub async fn grow(
     node: &Arc<Node>,
-    asked: proto::v1::Keyspace,
-) -> Result<Keyspace, Failure> {
-    let keyspace = keyspace_from(asked)?;
-    let changing = node.changing.lock().await;
-    let before = node.cluster()?;
-    let layout = before.layout.with_keyspace(keyspace.clone()).map_err(|e| layout_refused(&e))?;
-    let depth = layout.depth();
-    settle(node, before.id, before.secret, layout).await?;
-    drop(changing);
-    node.events.add(Level::Ok, format!("ring {depth}: keyspace {} created", keyspace.name));
+    grow: impl FnOnce(&History) -> Result<Option<History>, Failure>,
+) -> Result<bool, Failure> {
+    let _changing = node.changing.lock().await;
     let cluster = node.cluster()?;
+    match grow(&cluster.history)? {
+        Some(next) if next != *cluster.history => {
+            replace(node, &cluster, next).await?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Tells every peer that is up what this node knows, and returns once they know it.
+pub async fn tell_all(node: &Arc<Node>) {
+    let Ok(cluster) = node.cluster() else { return };
     let until = clock::now() + INVITE_TIMEOUT;
-    let pushes = cluster.peers.values().filter(|peer| peer.is_usable()).map(|peer| async {
-        if let Err(why) = push_layout(node, &cluster, peer, until).await {
+    let behind = cluster.peers.values().filter(|peer| peer.is_usable());
+    let behind = behind.filter(|peer| peer.history() != Some(cluster.digest));
+    let pushes = behind.map(|peer| async {
+        if let Err(why) = push_layouts(node, &cluster, peer, until).await {
             tracing::warn!(
                 peer = cluster.name_of(peer.uid),
                 why,
@@ -308,11 +359,67 @@ pub async fn create_keyspace(
         }
     });
     futures_util::future::join_all(pushes).await;
+}
+
+/// Tells the others whatever changes here, as long as the node runs.
+pub async fn keep_telling(node: Arc<Node>) {
+    loop {
+        node.moves.to_tell().await;
+        tokio::time::sleep(TELL_AFTER).await;
+        tell_all(&node).await;
+    }
+}
+
+/// Has this node know a layout that a peer named, if the peer tells it. Says whether it does.
+pub async fn learn_of(node: &Arc<Node>, peer: Uid, layout: LayoutId) -> bool {
+    let knows = |node: &Node| node.cluster().is_ok_and(|cluster| cluster.history.knows(layout));
+    if !knows(node)
+        && let Ok(cluster) = node.cluster()
+        && let Some(peer) = cluster.peers.get(&peer)
+    {
+        exchange_layouts(node, peer).await;
+    }
+    knows(node)
+}
+
+/// Makes a child of the newest layout, and returns once every peer that is up knows it. `make` is
+/// given what is known, and gives the child.
+pub async fn commit(
+    node: &Arc<Node>,
+    make: impl FnOnce(&History) -> Result<Layout, Failure>,
+) -> Result<LayoutId, Failure> {
+    let mut id = LayoutId(0);
+    grow(node, |history| {
+        let child = make(history)?;
+        id = child.id();
+        let next = history.with_child(child).map_err(|error| match &error {
+            HistoryError::Layout(error) => layout_refused(error),
+            _ => errors::plan_refused(error.to_string(), "wait until one of them is done"),
+        })?;
+        Ok(Some(next))
+    })
+    .await?;
+    tell_all(node).await;
+    Ok(id)
+}
+
+/// Adds a keyspace, and returns once every peer that is up knows it.
+pub async fn create_keyspace(
+    node: &Arc<Node>,
+    asked: proto::v1::Keyspace,
+) -> Result<Keyspace, Failure> {
+    let keyspace = keyspace_from(asked)?;
+    let made = commit(node, |history| {
+        history.head().with_keyspace(keyspace.clone()).map_err(|error| layout_refused(&error))
+    });
+    made.await?;
+    let depth = node.cluster()?.layout.depth();
+    node.events.add(Level::Ok, format!("ring {depth}: keyspace {} created", keyspace.name));
     Ok(keyspace)
 }
 
 /// A keyspace as a client describes it; zeros stand for the usual.
-fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
+pub fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
     use proto::v1::Compression;
     use proto::v1::Mode::{Sloppy, Strict, Unspecified};
     let mode = match asked.mode() {
@@ -348,7 +455,8 @@ fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
     Ok(keyspace)
 }
 
-fn layout_refused(error: &LayoutError) -> Failure {
+/// A layout that cannot be, as a client is told.
+pub fn layout_refused(error: &LayoutError) -> Failure {
     match error {
         LayoutError::KeyspaceExists { name } => errors::keyspace_exists(name),
         other => errors::argument("the layout would not be valid", other.to_string()),

@@ -25,12 +25,18 @@
 //! | `compact` | has the store give back what is free in its files |
 //! | `survey` | asking the same of every member |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
+//! | `documents` | what is known of the layouts, as it is stored and told |
+//! | `moves` | brings copies where the newest layout wants them |
+//! | `plans` | what changes would do, and doing it |
+//! | `ops` | how that is going |
+//! | `safety` | which node may be stopped, what other quorums would mean |
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
 
 pub mod compact;
 pub mod coordinator;
 pub mod detector;
+pub mod documents;
 pub mod errors;
 pub mod gc;
 pub mod get;
@@ -39,11 +45,15 @@ pub mod lane;
 pub mod latency;
 pub mod link;
 pub mod membership;
+pub mod moves;
+pub mod ops;
 pub mod partitions;
 pub mod peers;
+pub mod plans;
 pub mod put;
 pub mod repair;
 pub mod room;
+pub mod safety;
 pub mod scan;
 pub mod scrub;
 pub mod survey;
@@ -55,6 +65,7 @@ pub mod witness;
 
 use crate::clock;
 use crate::dynamo::context::Sealer;
+use crate::dynamo::history::History;
 use crate::dynamo::layout::Layout;
 use crate::dynamo::node::{ClusterId, Uid};
 use crate::dynamo::start::Start;
@@ -116,6 +127,8 @@ pub struct Node {
     pub vote: vote::Vote,
     /// Its comparing of copies with the others.
     pub repair: repair::Repair,
+    /// Its moving of copies.
+    pub moves: moves::Moves,
     /// What reads of its tree share.
     pub tree: tree::Tree,
     /// Client requests under way.
@@ -126,6 +139,8 @@ pub struct Node {
     pub started: Instant,
     /// Set when the node is on its way out: client requests are refused, those under way go on.
     pub draining: AtomicBool,
+    /// An operator wants it to take no client requests; it stays a replica.
+    pub drained: AtomicBool,
     /// The disk is past its watermark: client puts are refused.
     pub disk_full: AtomicBool,
     /// Ends every loop.
@@ -146,9 +161,13 @@ pub struct Cluster {
     /// Its secret, and the id: what contexts are sealed with.
     pub sealer: Sealer,
     secret: [u8; 16],
-    /// The facts of the cluster.
+    /// The facts of the cluster: the newest layout.
     pub layout: Arc<Layout>,
-    /// Every other member.
+    /// All layouts that count, and how far the nodes have come with them.
+    pub history: Arc<History>,
+    /// Tells apart what nodes know of them.
+    pub digest: u64,
+    /// Every other node that has a part: who joins and who leaves too.
     pub peers: BTreeMap<Uid, Arc<Peer>>,
 }
 
@@ -175,11 +194,13 @@ impl Node {
             handoff: handoff::Handoff::default(),
             repair: repair::Repair::default(),
             gc: gc::Gc::default(),
+            moves: moves::Moves::default(),
             tree: tree::Tree::default(),
             requests: Semaphore::new(REQUESTS_MAX),
             started_at_ms: clock::now_ms(),
             started: clock::now(),
             draining: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             stop: CancellationToken::new(),
             cluster: ArcSwapOption::empty(),
@@ -225,6 +246,11 @@ impl Node {
         }
     }
 
+    /// Client requests under way.
+    pub fn requests_under_way(&self) -> u32 {
+        (REQUESTS_MAX - self.requests.available_permits()) as u32
+    }
+
     /// Waits as long as many client requests are under way, and no longer than half a second.
     pub async fn yield_to_requests(&self) {
         let until = clock::now() + YIELD_MAX;
@@ -244,7 +270,12 @@ impl Node {
 impl Cluster {
     /// The name of a member; the uid of anyone else.
     pub fn name_of(&self, uid: Uid) -> String {
-        self.layout.member(uid).map_or_else(|| uid.to_string(), |member| member.name.clone())
+        let named = |layout: &Arc<Layout>| {
+            let removed = || layout.removed().get(&uid).map(|removed| removed.name.clone());
+            layout.member(uid).map(|member| member.name.clone()).or_else(removed)
+        };
+        let name = self.history.layouts().iter().rev().find_map(named);
+        name.unwrap_or_else(|| uid.to_string())
     }
 
     /// The names of members, in the order given.
@@ -263,6 +294,7 @@ impl Cluster {
             layout_id: self.layout.id().to_bytes().to_vec().into(),
             layout_depth: self.layout.depth(),
             to_uid: to.to_bytes().to_vec().into(),
+            history: self.digest,
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::dynamo::start::Remembered;
 use crate::storage::HintTotals;
 use proto::v1::{Beat, HintTotal, LayoutRef, NodeStats, Stamp, answer, call};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -64,6 +64,8 @@ pub struct Peer {
     gone: Notify,
     /// Layouts are being exchanged with it.
     pub(super) exchanging: AtomicBool,
+    /// What tells apart what it last said to know of the layouts; 0: it has not said.
+    history: AtomicU64,
     health: Mutex<Health>,
 }
 
@@ -102,6 +104,7 @@ impl Peer {
             back: Notify::new(),
             gone: Notify::new(),
             exchanging: AtomicBool::new(false),
+            history: AtomicU64::new(0),
             health: Mutex::new(Health {
                 connected_ms: 0,
                 why: "not reached yet".into(),
@@ -345,8 +348,14 @@ impl Peer {
         }
     }
 
+    /// What tells apart what it knows of the layouts, by its own last word.
+    pub(super) fn history(&self) -> Option<u64> {
+        Some(self.history.load(Ordering::Relaxed)).filter(|digest| *digest != 0)
+    }
+
     /// It named its layout.
     pub(super) fn names_layout(&self, stamp: &Stamp) {
+        self.history.store(stamp.history, Ordering::Relaxed);
         let mut health = lock(&self.health);
         if health.layout.as_ref().is_none_or(|known| known.id != stamp.layout_id) {
             health.layout =

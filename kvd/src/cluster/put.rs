@@ -4,25 +4,26 @@
 //! is not one forwards it.
 
 use super::coordinator::{
-    admit, count_failure, hint_on, keep_hint_here, keyspace, mark_silent, merge_on, quickest_first,
-    wire_dot,
+    admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here, keyspace,
+    mark_silent, merge_on, quickest_first, wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
+use crate::dynamo::history::Coverage;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::{RequestId, Uid};
 use crate::dynamo::object::{Intent, Object, Record};
-use crate::dynamo::preference;
+use crate::dynamo::preference::{self, Parties};
 use crate::dynamo::quorum::Quorum;
 use crate::dynamo::value::{Codec, Value};
 use crate::dynamo::version::{Actor, Clock, Dot};
 use crate::dynamo::write::{Write, WriteSpec, WriteStep};
 use crate::storage::record::value_checksum;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use proto::v1::{
     self, CoordinateCall, DeleteRequest, Outcome, PutRequest, ReplicaAnswer, WriteReply, answer,
@@ -32,6 +33,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// Before a write sets out anew though nothing new was learned.
+const LAYOUT_PAUSE: Duration = Duration::from_millis(10);
 
 /// Stores a value.
 pub async fn put(node: &Arc<Node>, request: PutRequest) -> Result<WriteReply, Failure> {
@@ -76,6 +80,8 @@ struct Checked {
     cluster: Arc<Cluster>,
     key: Key,
     quorum: Quorum,
+    /// W, if the client says how many.
+    w: Option<u8>,
     mode: Mode,
     compression: Option<Codec>,
     intent: Intent,
@@ -113,22 +119,23 @@ async fn write_admitted(
     let cluster = node.cluster()?;
     let request_id = request.settle_id()?;
     let checked = request.check(cluster, request_id, started)?;
-    let homes = preference::homes(&checked.cluster.layout, checked.quorum.n, checked.key.token());
+    let parties = checked.parties()?;
     let reachable = |checked: &Checked| {
         let usable = |home| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
-        homes.iter().any(usable)
+        parties.homes.iter().any(usable)
     };
     let stands_in = |checked: &Checked| checked.mode == Mode::Sloppy && !reachable(checked);
     // A delete covers what its coordinator holds: better one that holds all.
+    let holds_all = parties.read.contains(&node.uid) && node.vote.is_given();
     let is_home =
-        homes.contains(&node.uid) && (node.vote.is_given() || !may_forward || !reachable(&checked));
+        parties.homes.contains(&node.uid) && (holds_all || !may_forward || !reachable(&checked));
     match (is_home, may_forward) {
-        (true, _) => coordinate_here(node, checked, homes).await,
-        (false, true) if stands_in(&checked) => coordinate_here(node, checked, homes).await,
-        (false, true) => match forward(node, &checked, &request, &homes).await {
+        (true, _) => coordinate_here(node, checked, parties).await,
+        (false, true) if stands_in(&checked) => coordinate_here(node, checked, parties).await,
+        (false, true) => match forward(node, &checked, &request, &parties.homes).await {
             // The last of them went just now, and none was sent anything.
             Err(failure) if failure.outcome() == Outcome::NotApplied && stands_in(&checked) => {
-                coordinate_here(node, checked, homes).await
+                coordinate_here(node, checked, parties).await
             }
             outcome => outcome,
         },
@@ -210,6 +217,7 @@ impl ClientWrite {
             cluster,
             key,
             quorum,
+            w: w.map(|_| quorum.needed),
             mode,
             compression: keyspace.compression,
             intent,
@@ -229,6 +237,49 @@ impl ClientWrite {
             }
         };
         CoordinateCall { write: Some(write) }
+    }
+}
+
+impl Checked {
+    /// Who has a part in it, by the layouts as they are known.
+    fn parties(&self) -> Result<Parties, Failure> {
+        let (keyspace, token) = (self.key.keyspace(), self.key.token());
+        let parties = preference::parties(&self.cluster.history, keyspace, token, self.w);
+        parties.ok_or_else(errors::layout_stale)
+    }
+
+    /// What the write sets out with at this node.
+    fn spec(&self, node: &Node, parties: &Parties) -> WriteSpec {
+        let homes = &parties.homes;
+        let is_put = self.intent.record.value.is_some();
+        let takes = |uid: &Uid| {
+            let peer = self.cluster.peers.get(uid);
+            let takes = |peer: &Arc<super::peers::Peer>| match is_put {
+                true => peer.takes_puts(),
+                false => peer.is_usable(),
+            };
+            peer.map_or(*uid == node.uid, takes)
+        };
+        let is_home = homes.contains(&node.uid);
+        let down: BTreeSet<Uid> =
+            homes.iter().filter(|home| !is_home || !takes(home)).copied().collect();
+        let fallbacks = match self.mode {
+            Mode::Sloppy if !down.is_empty() || !is_home => {
+                let (layout, token) = (&self.cluster.layout, self.key.token());
+                let others = preference::stand_ins(layout, self.quorum.n, token, homes);
+                let others = others.into_iter().filter(|uid| *uid != node.uid);
+                others.filter(takes).collect()
+            }
+            _ => Vec::new(),
+        };
+        WriteSpec {
+            sets: parties.write.clone(),
+            mode: self.mode,
+            coordinator: node.uid,
+            down,
+            homes: homes.clone(),
+            fallbacks,
+        }
     }
 }
 
@@ -272,46 +323,23 @@ fn worth_another_try(detail: &v1::ErrorDetail) -> bool {
     matches!(detail.code(), DiskFull | Draining | LayoutStale | Overloaded | StorageFailed)
 }
 
+/// The coordinator's own disk.
+type OwnDisk = Shared<BoxFuture<'static, Result<(), String>>>;
+
 async fn coordinate_here(
     node: &Arc<Node>,
     mut checked: Checked,
-    homes: Vec<Uid>,
+    mut parties: Parties,
 ) -> Result<WriteReply, Failure> {
     let is_put = checked.intent.record.value.is_some();
     if is_put && node.disk_full.load(Ordering::Relaxed) {
         return Err(errors::disk_full(&checked.cluster.name_of(node.uid)));
     }
-    let takes = |uid: &Uid| {
-        let peer = checked.cluster.peers.get(uid);
-        peer.is_none_or(|peer| if is_put { peer.takes_puts() } else { peer.is_usable() })
-    };
-    let is_home = homes.contains(&node.uid);
-    let down: BTreeSet<Uid> =
-        homes.iter().filter(|home| !is_home || !takes(home)).copied().collect();
-    let fallbacks = match checked.mode {
-        Mode::Sloppy if !down.is_empty() || !is_home => {
-            let list = preference::preference(
-                &checked.cluster.layout,
-                checked.quorum.n,
-                checked.key.token(),
-            );
-            let others = list.fallbacks.into_iter().filter(|uid| *uid != node.uid);
-            others.filter(takes).collect()
-        }
-        _ => Vec::new(),
-    };
-    let spec = WriteSpec {
-        quorum: checked.quorum,
-        mode: checked.mode,
-        coordinator: node.uid,
-        down,
-        homes: homes.clone(),
-        fallbacks,
-    };
+    let spec = checked.spec(node, &parties);
     let stand_in_for = spec.stands_in_for();
-    let (write, steps) = match Write::start(spec) {
+    let (write, mut steps) = match Write::start(spec) {
         Ok(started) => started,
-        Err(_too_few) => return Err(refused_at_once(&checked, &homes)),
+        Err(_too_few) => return Err(refused_at_once(&checked, &parties.homes)),
     };
     if let Some(Value::Plain(sent)) = &checked.intent.record.value {
         let kept = value::keep(checked.compression, sent.clone(), checked.deadline).await?;
@@ -331,29 +359,45 @@ async fn coordinate_here(
         Ok(Ok(outcome)) => outcome.map_err(|error| errors::storage(&error))?,
         Ok(Err(_)) => return Err(errors::storage_dropped()),
         Err(_) => {
-            let mut put = Put::new(node, checked, homes, write, (Bytes::new(), 0));
+            let mut put = Put::new(node, checked, parties.homes, write, (Bytes::new(), 0));
             put.heard
                 .insert(node.uid, (put.checked.started.elapsed(), Some("its disk is slow".into())));
             return Err(put.unmet());
         }
     };
-    let mut put = Put::new(node, checked, homes, write, (prepared.encoded, prepared.siblings));
-    let me = node.uid;
-    put.under_way.push(Box::pin(async move {
-        let outcome = match synced.await {
-            Ok(outcome) => outcome.map_err(|error| CallError::Lost(error.to_string())),
-            Err(_) => Err(CallError::Lost("storage stopped".into())),
-        };
-        (me, outcome)
-    }));
-    match put.run(steps).await {
-        WriteStep::Answer => {
-            let reply = put.reply(prepared.dot);
-            put.finish_behind_the_answer();
-            Ok(reply)
+    let synced = async move {
+        match synced.await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err("storage stopped".into()),
         }
-        _ => Err(put.unmet()),
+    };
+    let own_disk: OwnDisk = synced.boxed().shared();
+    let homes = std::mem::take(&mut parties.homes);
+    let object = (prepared.encoded, prepared.siblings);
+    let mut put = Put::new(node, checked, homes, write, object);
+    put.waits_for(own_disk.clone());
+    loop {
+        match put.run(steps).await {
+            End::Met => {
+                let reply = put.reply(prepared.dot);
+                put.finish_behind_the_answer();
+                return Ok(reply);
+            }
+            End::Unmet => return Err(put.unmet()),
+            // Somebody knows of replicas that this write does not: they have to have it too.
+            End::Stale(with) => steps = put.begin_again(with, own_disk.clone()).await?,
+        }
     }
+}
+
+/// How a try ends.
+enum End {
+    /// W of every set have it on disk.
+    Met,
+    /// They cannot, or the time is up.
+    Unmet,
+    /// The layout has changed, as this replica says; `None`: as this node has learned meanwhile.
+    Stale(Option<Uid>),
 }
 
 /// Fewer than W up: the client is told so with nothing written.
@@ -389,6 +433,8 @@ struct Put {
     under_way: FuturesUnordered<BoxFuture<'static, (Uid, Result<(), CallError>)>>,
     sent: BTreeSet<Uid>,
     heard: BTreeMap<Uid, (Duration, Option<String>)>,
+    /// A replica that knows more of the layout.
+    stale: Option<Uid>,
 }
 
 impl Put {
@@ -400,18 +446,57 @@ impl Put {
         object: (Bytes, u32),
     ) -> Self {
         let (under_way, heard) = (FuturesUnordered::new(), BTreeMap::new());
-        let sent = BTreeSet::new();
-        Self { node: Arc::clone(node), checked, homes, write, object, under_way, sent, heard }
+        let (sent, stale, node) = (BTreeSet::new(), None, Arc::clone(node));
+        Self { node, checked, homes, write, object, under_way, sent, heard, stale }
+    }
+
+    fn waits_for(&mut self, own_disk: OwnDisk) {
+        let me = self.node.uid;
+        let own = own_disk.map(move |outcome| (me, outcome.map_err(CallError::Lost)));
+        self.under_way.push(Box::pin(own));
+    }
+
+    /// Learns of the layout what `with` knows, and sets out anew with the same object: who has it
+    /// already stores nothing.
+    async fn begin_again(
+        &mut self,
+        with: Option<Uid>,
+        own_disk: OwnDisk,
+    ) -> Result<Vec<WriteStep>, Failure> {
+        if clock::now() >= self.checked.deadline {
+            return Err(self.unmet());
+        }
+        let before = self.checked.cluster.digest;
+        catch_up(&self.node, &self.checked.cluster, with).await;
+        self.checked.cluster = self.node.cluster()?;
+        if self.checked.cluster.digest == before {
+            tokio::time::sleep(LAYOUT_PAUSE).await; // another is just exchanging with it
+            self.checked.cluster = self.node.cluster()?;
+        }
+        let parties = self.checked.parties()?;
+        let spec = self.checked.spec(&self.node, &parties);
+        let Ok((write, steps)) = Write::start(spec) else { return Err(self.unmet()) };
+        (self.write, self.homes, self.stale) = (write, parties.homes, None);
+        self.under_way = FuturesUnordered::new();
+        self.sent.clear();
+        self.waits_for(own_disk);
+        Ok(steps)
     }
 
     /// Runs until W have it on disk, or cannot.
-    async fn run(&mut self, steps: Vec<WriteStep>) -> WriteStep {
+    async fn run(&mut self, steps: Vec<WriteStep>) -> End {
         let mut end = self.take(steps);
         let deadline = tokio::time::sleep_until(self.checked.deadline.into());
         tokio::pin!(deadline);
         loop {
-            if let Some(end) = end {
-                return end;
+            match end {
+                Some(WriteStep::Answer) if self.covers_all() => return End::Met,
+                Some(WriteStep::Answer) => return End::Stale(None),
+                Some(_) => return End::Unmet,
+                None => {}
+            }
+            if let Some(with) = self.stale.take() {
+                return End::Stale(Some(with));
             }
             let steps = tokio::select! {
                 biased;
@@ -420,6 +505,13 @@ impl Put {
             };
             end = self.take(steps);
         }
+    }
+
+    /// Whether this node has learned of no other replicas since the write set out. Were it not
+    /// asked, the write might be where nobody reads.
+    fn covers_all(&self) -> bool {
+        let known = self.checked.cluster.layout.id();
+        covers(&self.node, &self.checked.key, known) == Coverage::Known
     }
 
     /// The remaining replicas get it too.
@@ -444,6 +536,10 @@ impl Put {
     fn feed(&mut self, from: Uid, outcome: Result<(), CallError>) -> Vec<WriteStep> {
         let error = outcome.as_ref().err().map(CallError::text);
         self.heard.insert(from, (self.checked.started.elapsed(), error));
+        if outcome.as_ref().is_err_and(is_of_layout) {
+            self.stale = Some(from);
+            return Vec::new();
+        }
         if outcome.is_ok() { self.write.ack(from) } else { self.write.fail(from) }
     }
 
@@ -469,9 +565,10 @@ impl Put {
     fn send(&self, to: Uid) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
         let cluster = Arc::clone(&self.checked.cluster);
         let (key, object) = (self.checked.key.clone(), self.object.0.clone());
-        let deadline = self.checked.deadline;
+        let (deadline, known) = (self.checked.deadline, Some(cluster.layout.id()));
         Box::pin(async move {
-            (to, merge_on(&cluster, (Lane::Requests, to), &key, object, deadline).await)
+            let lane = (Lane::Requests, to);
+            (to, merge_on(&cluster, lane, &key, object, known, deadline).await)
         })
     }
 
@@ -503,7 +600,7 @@ impl Put {
             replied: cluster.names_of(acked),
             missing: cluster.names_of(self.homes.iter().filter(|uid| !acked.contains(uid))),
             repaired: Vec::new(),
-            hinted: cluster.names_of(self.write.hinted()),
+            hinted: cluster.names_of(self.write.hinted().keys()),
         };
         WriteReply {
             context: cluster.sealer.seal(&self.checked.key, &seen).into(),

@@ -12,7 +12,7 @@ use super::lane::{CallError, Lane};
 use super::peers::Peer;
 use super::{Cluster, Node, survey, tree, vote};
 use crate::clock;
-use crate::dynamo::compare::{Descent, differing_keys, shared};
+use crate::dynamo::compare::{Descent, SPANS_MAX, differing_keys, shared};
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::{Digest, Span};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
@@ -156,16 +156,7 @@ async fn one_round(
         pair.view.running = true;
         (pair.view.started_at_ms, pair.view.repaired_last) = (began_ms, 0);
     });
-    let mut round = Round {
-        node,
-        cluster,
-        peer,
-        is_fresh: false,
-        suspects: Vec::new(),
-        set_right: 0,
-        left: 0,
-        why: String::new(),
-    };
+    let mut round = Round::new(node, cluster, peer);
     let outcome = round.compare().await;
     let error = match outcome {
         Err(why) => why,
@@ -221,6 +212,62 @@ struct Round<'a> {
     left: u64,
     /// Why, of one of them.
     why: String,
+    /// It is for a new set of replicas: the newest layout, which the peer has to know, and that
+    /// under which it is still to be read.
+    moves: Option<(LayoutId, LayoutId)>,
+    /// Whether what it mends is told as repaired.
+    is_told: bool,
+}
+
+impl<'a> Round<'a> {
+    fn new(node: &'a Arc<Node>, cluster: &'a Arc<Cluster>, peer: &'a Arc<Peer>) -> Self {
+        Self {
+            node,
+            cluster,
+            peer,
+            is_fresh: false,
+            suspects: Vec::new(),
+            set_right: 0,
+            left: 0,
+            why: String::new(),
+            moves: None,
+            is_told: true,
+        }
+    }
+}
+
+/// Makes this node's copies and a peer's equal in these spans, of a keyspace each, as replicas of a
+/// layout. `newest`: for a new set of replicas; the peer has to know this layout, and to be read
+/// under that other one from the beginning to the end.
+///
+/// # Errors
+/// Why they are not equal, or the peer may not be compared with.
+pub async fn level(
+    node: &Arc<Node>,
+    cluster: &Arc<Cluster>,
+    peer: &Arc<Peer>,
+    newest: Option<LayoutId>,
+    work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>>,
+) -> Result<(), String> {
+    let mut round = Round::new(node, cluster, peer);
+    round.is_told = false;
+    for ((keyspace, under), mut spans) in work {
+        spans.sort_unstable();
+        spans.dedup();
+        round.moves = newest.map(|newest| (newest, under));
+        round.compare_keyspace(keyspace, spans.clone()).await?;
+        if newest.is_some() {
+            // Was it closed meanwhile, writers may have passed it by.
+            for spans in spans.chunks(SPANS_MAX) {
+                round.their_sums(keyspace, spans, false).await?;
+            }
+        }
+    }
+    round.look_again().await?;
+    match round.left {
+        0 => Ok(()),
+        left => Err(format!("{left} keys still differ: {}", round.why)),
+    }
 }
 
 /// What became of a key that seemed unlike.
@@ -288,8 +335,14 @@ impl Round<'_> {
         fresh: bool,
     ) -> Result<Vec<u128>, String> {
         let wire = spans.iter().map(|span| TreeSpan { first: span.first, leaves: span.leaves });
-        let ask = TreeCall { keyspace: keyspace.0, spans: wire.collect(), fresh };
-        let bytes = size_of_val(spans);
+        let id = |id: LayoutId| Bytes::from(id.to_bytes().to_vec());
+        let (layout_id, under) = match self.moves {
+            Some((newest, under)) => (id(newest), id(under)),
+            None => Default::default(),
+        };
+        let spans = wire.collect();
+        let ask = TreeCall { keyspace: keyspace.0, spans, fresh, layout_id, under };
+        let (bytes, count) = (size_of_val(&ask.spans[..]), ask.spans.len());
         let answer = self.call(call::Body::Tree(ask), bytes);
         let answer::Body::Tree(answer) = answer.await.map_err(|error| error.text())? else {
             return Err("answered something else".into());
@@ -297,7 +350,7 @@ impl Round<'_> {
         let sums =
             answer.sums.iter().map(|sum| Some(u128::from_be_bytes(sum[..].try_into().ok()?)));
         let sums: Option<Vec<u128>> = sums.collect();
-        sums.filter(|sums| sums.len() == spans.len()).ok_or_else(|| "sent other sums".into())
+        sums.filter(|sums| sums.len() == count).ok_or_else(|| "sent other sums".into())
     }
 
     async fn their_digests(
@@ -349,6 +402,9 @@ impl Round<'_> {
             let mended = join_all(keys.iter().map(|key| self.mend(key))).await;
             let repaired = mended.iter().filter(|it| matches!(it, Mended::Repaired)).count() as u64;
             with_pair(self.node, self.peer.uid, |pair| {
+                if !self.is_told {
+                    return;
+                }
                 pair.view.repaired += repaired;
                 pair.view.repaired_last += repaired;
             });
@@ -365,8 +421,8 @@ impl Round<'_> {
     async fn mend(&self, key: &Key) -> Mended {
         let deadline = clock::now() + KEY_TIMEOUT;
         let (node, cluster, peer) = (self.node, self.cluster, self.peer.uid);
-        let ours = read_copy(node, cluster, (Lane::Bulk, node.uid), key, deadline);
-        let theirs = read_copy(node, cluster, (Lane::Bulk, peer), key, deadline);
+        let ours = read_copy(node, cluster, (Lane::Bulk, node.uid), key, None, deadline);
+        let theirs = read_copy(node, cluster, (Lane::Bulk, peer), key, None, deadline);
         let (ours, theirs) = match join(ours, theirs).await {
             (Ok(ours), Ok(theirs)) => (ours.object, theirs.object),
             (Err(error), _) => return self.left("this node's copy", &error),
@@ -377,7 +433,8 @@ impl Round<'_> {
         let (we_lack, they_lack) = (!ours.agrees_with(&joined), !theirs.agrees_with(&joined));
         if they_lack {
             let sent =
-                merge_on(cluster, (Lane::Bulk, peer), key, joined.encode().into(), deadline).await;
+                merge_on(cluster, (Lane::Bulk, peer), key, joined.encode().into(), None, deadline)
+                    .await;
             if let Err(error) = sent {
                 return self.left("sending it ours", &error);
             }

@@ -3,12 +3,14 @@
 use super::coordinator::{admit, keyspace, sibling};
 use super::errors::{self, Failure};
 use super::lane::CallError;
-use super::{Cluster, Node, deadline, value};
+use super::{Cluster, Node, deadline, documents, moves, value};
 use crate::clock;
+use crate::dynamo::history::Coverage;
 use crate::dynamo::key::Key;
 use crate::dynamo::layout::Keyspace;
-use crate::dynamo::node::{KeyspaceId, Uid};
+use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use crate::dynamo::object::Object;
+use crate::dynamo::preference;
 use crate::dynamo::scan::{Page, Place, join};
 use crate::dynamo::version::Clock;
 use crate::storage::StoreError;
@@ -67,7 +69,12 @@ async fn scan_admitted(node: &Arc<Node>, request: ScanRequest) -> Result<ScanRep
 }
 
 /// The page a peer asks of this node's own copies.
-pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Failure> {
+pub async fn scan_here(node: &Arc<Node>, from: Uid, ask: ScanCall) -> Result<ScanAnswer, Failure> {
+    let _place = match ask.transfer {
+        true => Some(moves::place_out(node)?),
+        false => None,
+    };
+    let (under, sender) = (documents::named(&ask.layout_id), from);
     let token = |bytes: &[u8]| bytes.try_into().map(|b| Token(u128::from_be_bytes(b)));
     let (Ok(from), Ok(to)) = (token(&ask.from_token), token(&ask.to_token)) else {
         return Err(errors::argument("the scan is not allowed", "a token has 16 bytes"));
@@ -83,6 +90,15 @@ pub async fn scan_here(node: &Arc<Node>, ask: ScanCall) -> Result<ScanAnswer, Fa
     )
     .await;
     let page = page.map_err(|error| errors::storage(&error))?;
+    // After it is read: what was closed meanwhile may have been written to elsewhere.
+    if let Some(under) = under {
+        let cluster = node.cluster()?;
+        let keyspace = KeyspaceId(ask.keyspace);
+        if cluster.history.may_read(node.uid, under, keyspace, from) != Coverage::Known {
+            tracing::debug!(%sender, "a scan under a layout that is closed here");
+            return Err(errors::replica_closed());
+        }
+    }
     let entry = |(key, object): (Bytes, Object)| ScanEntry { key, object: object.encode().into() };
     let (through_token, through_key) = match page.through {
         Some((token, key)) => (token.to_bytes().to_vec().into(), key),
@@ -170,24 +186,28 @@ impl Walk {
 
     /// Asks R replicas of the partition, others in place of those that fail.
     async fn partition_page(&mut self, partition: u32, to: Token) -> Page {
-        let row = self.cluster.layout.replicas(self.keyspace.n, partition);
-        let mut order: Vec<Uid> = row.map(|member| member.uid).collect();
+        let bits = self.cluster.layout.partition_bits();
+        let (keyspace, token) = (self.keyspace.id(), Token::range(partition, bits).0);
+        let parties = preference::parties(&self.cluster.history, keyspace, token, None);
+        let Some(parties) = parties else { return Page::default() };
+        let under = parties.under;
+        let mut order = parties.read;
         order.sort_by_key(|uid| match self.cluster.peers.get(uid) {
             None => 0, // this node
             Some(peer) if peer.is_usable() => 1,
             Some(_) => 2,
         });
-        let needed = usize::from(self.keyspace.r);
+        let needed = usize::from(parties.r);
         let mut rest = order.into_iter();
         let mut asked: FuturesUnordered<_> =
-            rest.by_ref().take(needed).map(|uid| self.ask(uid, to)).collect();
+            rest.by_ref().take(needed).map(|uid| self.ask(uid, to, under)).collect();
         let mut pages = Vec::new();
         while let Some((uid, page)) = asked.next().await {
             match page {
                 Ok(page) => pages.push(page),
                 Err(_) => {
                     self.missing.insert(uid);
-                    asked.extend(rest.next().map(|uid| self.ask(uid, to)));
+                    asked.extend(rest.next().map(|uid| self.ask(uid, to, under)));
                 }
             }
         }
@@ -199,6 +219,7 @@ impl Walk {
         &self,
         on: Uid,
         to: Token,
+        under: LayoutId,
     ) -> impl Future<Output = (Uid, Result<Page, CallError>)> + use<> {
         let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
         let (keyspace, from, prefix) = (self.keyspace.id(), self.from.clone(), self.prefix.clone());
@@ -211,7 +232,12 @@ impl Walk {
                 return (on, Err(CallError::NotSent("has no vote".into())));
             }
             if on == node.uid {
+                let token = from.0;
                 let page = local_page(&node, keyspace, from, to, prefix, limit).await;
+                let now = node.cluster().map(|it| it.history.may_read(on, under, keyspace, token));
+                if now.is_ok_and(|coverage| coverage != Coverage::Known) {
+                    return (on, Err(CallError::Refused(errors::replica_closed())));
+                }
                 return (on, page.map_err(|error| CallError::Refused(errors::storage(&error))));
             }
             let Some(peer) = cluster.peers.get(&on) else {
@@ -224,6 +250,8 @@ impl Walk {
                 to_token: to.to_bytes().to_vec().into(),
                 limit,
                 prefix,
+                layout_id: under.to_bytes().to_vec().into(),
+                transfer: false,
             });
             let page = match peer.call(body, 0, until).await {
                 Ok(answer::Body::Scan(ScanAnswer { no_vote: true, .. })) => {

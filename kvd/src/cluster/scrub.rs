@@ -180,7 +180,8 @@ async fn heal(node: &Arc<Node>, stored_key: &[u8]) -> bool {
     let mut joined = Object::default();
     for home in preference::homes(&cluster.layout, policy.n, key.token()) {
         if home != node.uid
-            && let Ok(copy) = read_copy(node, &cluster, (Lane::Bulk, home), &key, deadline(0)).await
+            && let Ok(copy) =
+                read_copy(node, &cluster, (Lane::Bulk, home), &key, None, deadline(0)).await
         {
             joined.merge(&copy.object);
         }

@@ -1,7 +1,8 @@
 //! Asking the same of every member, or of one: what operators start, and how it is going.
 
 use super::errors::{self, Failure};
-use super::{Node, deadline};
+use super::{Cluster, Node, deadline};
+use crate::dynamo::layout::Member;
 use proto::v1::{answer, call};
 use std::sync::Arc;
 
@@ -20,6 +21,31 @@ pub async fn ask<T>(
     }
     let members = cluster.layout.members().iter();
     let members = members.filter(|member| named.is_empty() || member.name == named);
+    Ok(ask_each(&cluster, members, body, here, understand).await)
+}
+
+/// Asks everybody who has a part, who joins and who leaves too.
+pub async fn ask_parties<T>(
+    node: &Arc<Node>,
+    cluster: &Cluster,
+    body: call::Body,
+    here: impl Fn() -> T,
+    understand: impl Fn(answer::Body) -> Option<T>,
+) -> Vec<(String, Result<T, String>)> {
+    let parties = cluster.history.members();
+    // One that others left out is asked by nobody; it still knows itself.
+    let known =
+        |member: &&Member| cluster.peers.contains_key(&member.uid) || member.uid == node.uid;
+    ask_each(cluster, parties.iter().filter(known), body, here, understand).await
+}
+
+async fn ask_each<'a, T>(
+    cluster: &Cluster,
+    members: impl Iterator<Item = &'a Member>,
+    body: call::Body,
+    here: impl Fn() -> T,
+    understand: impl Fn(answer::Body) -> Option<T>,
+) -> Vec<(String, Result<T, String>)> {
     let asking = members.map(|member| {
         let (peer, body) = (cluster.peers.get(&member.uid), body.clone());
         let (here, understand) = (&here, &understand);
@@ -34,5 +60,5 @@ pub async fn ask<T>(
     });
     let mut answers = futures_util::future::join_all(asking).await;
     answers.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(answers)
+    answers
 }

@@ -2,7 +2,7 @@
 
 use super::detector::{self, Opinion};
 use super::peers::{Peer, node_stats, version};
-use super::{Cluster, Node};
+use super::{Cluster, Node, ops};
 use crate::clock;
 use crate::dynamo::lag::{self, Check, Kept, Lag, Told};
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
@@ -65,6 +65,8 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         nodes,
         events: node.events.since(events_since),
         version: version(),
+        ops: ops::summaries(&cluster),
+        partition_bits: layout.partition_bits(),
     }
 }
 
@@ -94,6 +96,7 @@ pub fn layout_view(cluster: &Cluster) -> LayoutView {
         members: layout.members().iter().map(member).collect(),
         keyspaces: layout.keyspaces().values().map(wire_keyspace).collect(),
         tables: layout.tables().keys().map(|n| table(*n)).collect(),
+        spread: layout.spread().into(),
     }
 }
 

@@ -92,6 +92,7 @@ pub fn plan(
     members: &[Member],
     n: u8,
     bits: u32,
+    _spread: u8,
 ) -> Result<Table, PlanError> {
     check(previous, members, n, bits)?;
     let mut plan = Plan::empty(members, n, bits);
@@ -112,9 +113,28 @@ pub fn plan(
 ///
 /// # Errors
 /// As [`plan`].
-pub fn fair_shares(members: &[Member], n: u8, bits: u32) -> Result<Vec<Share>, PlanError> {
+pub fn fair_shares(
+    members: &[Member],
+    n: u8,
+    bits: u32,
+    _spread: u8,
+) -> Result<Vec<Share>, PlanError> {
     check(None, members, n, bits)?;
     Ok(shares(&Zones::of(members, n), members, n, bits))
+}
+
+/// TEMP
+pub fn fullest_ppm(_m: &[Member], _n: u8, _b: u32, _s: u8) -> Result<u64, PlanError> {
+    Ok(1_000_000)
+}
+
+/// TEMP
+pub fn bits_wanted(members: usize, n: u8, bits: u32) -> u32 {
+    let mut bits = bits;
+    while bits < 20 && ((1usize << bits) * usize::from(n)) / members < 64 {
+        bits += 1;
+    }
+    bits
 }
 
 /// Most copies of one partition in one zone: as few as `n` copies over these zones allow.
@@ -666,7 +686,7 @@ mod tests {
     const BITS: u32 = 8;
 
     fn fresh(members: &[Member], n: u8) -> Table {
-        plan(None, members, n, BITS).unwrap()
+        plan(None, members, n, BITS, 7).unwrap()
     }
 
     fn loads(table: &Table, members: usize) -> Vec<u32> {
@@ -692,7 +712,7 @@ mod tests {
                 assert!(beside.count() <= cap, "{row:?}");
             }
         }
-        let fair = fair_shares(members, n, BITS).unwrap();
+        let fair = fair_shares(members, n, BITS, 7).unwrap();
         let loads = loads(table, members.len());
         loads.iter().zip(fair).map(|(&load, fair)| fair.load_ppm(load)).max().unwrap()
     }
@@ -710,10 +730,10 @@ mod tests {
             return;
         }
         let before = fresh(from, 3).relabelled(from, to);
-        let after = plan(Some(&before), to, 3, BITS).unwrap();
+        let after = plan(Some(&before), to, 3, BITS, 7).unwrap();
         assert!(worst(&after, to, 3) <= 1_050_000);
         let mut must = 0;
-        let fair = fair_shares(to, 3, BITS).unwrap();
+        let fair = fair_shares(to, 3, BITS, 7).unwrap();
         for (load, fair) in loads(&before, to.len()).into_iter().zip(fair) {
             must += fair.ceil().saturating_sub(u64::from(load)) as usize;
         }
@@ -726,7 +746,7 @@ mod tests {
         for (member, zone) in members.iter_mut().zip(zones) {
             member.zone = (*zone).to_owned();
         }
-        let shares = fair_shares(&members, n, BITS).unwrap();
+        let shares = fair_shares(&members, n, BITS, 7).unwrap();
         shares.iter().map(|share| (share.floor(), share.ceil())).collect()
     }
 
@@ -757,11 +777,11 @@ mod tests {
     #[test]
     fn what_allows_no_table_is_refused() {
         let cluster = members(&[1, 1], 1, 1);
-        let refused = |previous, n, bits| plan(previous, &cluster, n, bits).unwrap_err();
+        let refused = |previous, n, bits| plan(previous, &cluster, n, bits, 7).unwrap_err();
         assert_eq!(refused(None, 0, BITS), PlanError::NoCopies);
         assert_eq!(refused(None, 3, BITS), PlanError::TooFewMembers { n: 3, members: 2 });
         assert_eq!(refused(None, 1, 21), PlanError::Bits { bits: 21 });
-        let coarse = plan(None, &cluster, 1, 4).unwrap();
+        let coarse = plan(None, &cluster, 1, 4, 7).unwrap();
         let other = PlanError::PreviousPartitions { found: 16, expected: 256 };
         assert_eq!(refused(Some(&coarse), 1, BITS), other);
     }
@@ -774,7 +794,7 @@ mod tests {
             let table = fresh(&cluster, 3);
             // The lightest should hold 1.6 or so: a whole number is as near as it gets.
             assert!(worst(&table, &cluster, 3) < 1_700_000);
-            let fair = fair_shares(&cluster, 3, BITS).unwrap();
+            let fair = fair_shares(&cluster, 3, BITS, 7).unwrap();
             for (load, fair) in loads(&table, 100).into_iter().zip(fair) {
                 assert!((fair.floor()..=fair.ceil()).contains(&u64::from(load)));
             }
@@ -785,7 +805,7 @@ mod tests {
     fn a_plan_of_a_fair_table_moves_nothing() {
         let cluster = members(&[1, 5, 8, 2, 2, 7], 3, 5);
         let table = fresh(&cluster, 3);
-        assert_eq!(plan(Some(&table), &cluster, 3, BITS).unwrap(), table);
+        assert_eq!(plan(Some(&table), &cluster, 3, BITS, 7).unwrap(), table);
     }
 
     #[test]
@@ -831,7 +851,7 @@ mod tests {
         ) {
             let cluster = members(&weights, zones, 4);
             // No common denominator: compared in millionths of a replica, rounded down.
-            let shares = fair_shares(&cluster, 3, BITS).unwrap();
+            let shares = fair_shares(&cluster, 3, BITS, 7).unwrap();
             let micro = |s: Share| 1_000_000 * u128::from(s.num) / u128::from(s.den);
             let sum: u128 = shares.iter().map(|&share| micro(share)).sum();
             let all = 3 * 256 * 1_000_000;

@@ -1,7 +1,9 @@
 //! The preference list of a key: the nodes that should hold it, then those that stand in.
 
+use crate::dynamo::history::{Config, History};
 use crate::dynamo::layout::Layout;
-use crate::dynamo::node::Uid;
+use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
+use crate::dynamo::write::WriteSet;
 use proto::token::Token;
 
 /// Most fallbacks named. A write needs at most one for each of its N replicas, so 16 survive the
@@ -39,6 +41,63 @@ pub fn homes(layout: &Layout, n: u8, token: Token) -> Vec<Uid> {
     uids(layout, &home_slots(layout, n, token))
 }
 
+/// Who has a part in the requests for a key, as long as copies move or not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parties {
+    /// The layout whose replicas are read.
+    pub under: LayoutId,
+    /// Those replicas, the first in turn first, without whoever is not read there any more.
+    pub read: Vec<Uid>,
+    /// How many of them a read waits for.
+    pub r: u8,
+    /// How many of them hold what was acknowledged.
+    pub w: u8,
+    /// Every set of replicas that a write has to be in: those that are read come first.
+    pub write: Vec<WriteSet>,
+    /// All replicas of any set, those that are read first.
+    pub homes: Vec<Uid>,
+}
+
+/// Who has a part in the requests for a key; `None`: no layout has the keyspace. `w`: how many
+/// acknowledgements a write waits for, if not as many as its keyspace says.
+///
+/// A read goes to the newest config that is readable and has enough replicas left that answer
+/// under it: an older one is about to be closed.
+pub fn parties(
+    history: &History,
+    keyspace: KeyspaceId,
+    token: Token,
+    w: Option<u8>,
+) -> Option<Parties> {
+    let configs = history.configs(keyspace, token);
+    let readable = || configs.iter().rev().filter(|config| config.flipped && !config.certified);
+    let has_enough = |config: &&Config| config.readable().count() >= config.r.into();
+    let read = readable().find(has_enough).or_else(|| readable().next()).or(configs.last())?;
+    let mut order = read.members.clone();
+    let turn = (token.0 as u64 % order.len() as u64) as usize;
+    order.rotate_left(turn);
+    let open = configs.iter().filter(|config| !config.certified && config.origin != read.origin);
+    let mut homes = order.clone();
+    let mut write = Vec::with_capacity(1);
+    for config in std::iter::once(read).chain(open) {
+        let members = config.members.iter().copied().filter(|uid| !config.lost.contains(uid));
+        let members: Vec<Uid> = members.collect();
+        homes.extend(members.iter().filter(|uid| !homes.contains(uid)).collect::<Vec<_>>());
+        write.push(WriteSet { members, needed: config.write_quorum(w.unwrap_or(config.w)) });
+    }
+    homes.retain(|uid| !read.lost.contains(uid));
+    order.retain(|uid| !read.closed.contains(uid) && !read.lost.contains(uid));
+    let there = (read.members.len() - read.lost.len()) as u8;
+    let (r, w) = (read.r.min(there), write[0].needed);
+    Some(Parties { under: read.origin, read: order, r, w, write, homes })
+}
+
+/// Who takes a write in place of these homes, in order; at most [`FALLBACKS_MAX`].
+pub fn stand_ins(layout: &Layout, n: u8, token: Token, homes: &[Uid]) -> Vec<Uid> {
+    let homes: Vec<u16> = homes.iter().filter_map(|uid| layout.slot(*uid)).collect();
+    uids(layout, &fallbacks(layout, n, layout.partition_of(token), &homes))
+}
+
 fn home_slots(layout: &Layout, n: u8, token: Token) -> Vec<u16> {
     let mut homes = layout.row(n, layout.partition_of(token)).to_vec();
     homes.rotate_left((token.0 as u64 % u64::from(n)) as usize);
@@ -50,7 +109,7 @@ fn uids(layout: &Layout, slots: &[u16]) -> Vec<Uid> {
 }
 
 fn fallbacks(layout: &Layout, n: u8, partition: u32, homes: &[u16]) -> Vec<u16> {
-    let others = layout.members().len() - homes.len();
+    let others = layout.members().len().saturating_sub(homes.len());
     let wanted = others.min(FALLBACKS_MAX);
     let q = layout.partitions();
     let walked = (1..q).flat_map(|step| layout.row(n, (partition + step) % q).iter().copied());

@@ -7,10 +7,14 @@
 //! returned no later one misses (the second phase of Attiya, Bar-Noy and Dolev, 1995). That holds
 //! where R is at least W: copies that agree are not written back, and with a smaller R they may be
 //! fewer than a write quorum.
+//!
+//! While copies move, a key has several sets of replicas. A get reads one; what a strict get returns
+//! has to be on a write quorum of every other first, or a later one that reads there might miss it.
 
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
 use crate::dynamo::quorum::Quorum;
+use crate::dynamo::write::WriteSet;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a get sets out with.
@@ -26,6 +30,9 @@ pub struct ReadSpec {
     /// With blocking repair: how many replicas must hold the join before the answer. `None`:
     /// repair goes on behind the answer.
     pub repair_first: Option<u8>,
+    /// With blocking repair: other sets of replicas that count, and how many of each have to hold
+    /// what is answered.
+    pub also: Vec<WriteSet>,
 }
 
 /// What the caller is to do next. `Answer` or `Fail` comes exactly once.
@@ -56,6 +63,8 @@ pub struct Read {
     joined: Object,
     repairing: BTreeSet<Uid>,
     repaired: BTreeSet<Uid>,
+    /// Sets that must hold the join before the answer, once it is known.
+    must_hold: Vec<WriteSet>,
     phase: Phase,
 }
 
@@ -84,6 +93,7 @@ impl Read {
             joined: Object::default(),
             repairing: BTreeSet::new(),
             repaired: BTreeSet::new(),
+            must_hold: Vec::new(),
             phase: Phase::Asking,
             spec,
         };
@@ -170,7 +180,11 @@ impl Read {
     pub fn hedge(&mut self) -> Vec<ReadStep> {
         match self.phase {
             Phase::Asking if self.next < self.spec.order.len() => self.ask_next(),
-            Phase::RepairingFirst => self.repair_idle(1),
+            Phase::RepairingFirst => {
+                let all: Vec<Uid> =
+                    self.must_hold.iter().flat_map(|set| set.members.clone()).collect();
+                self.repair_idle(1, &all)
+            }
             Phase::Asking => Vec::new(),
             Phase::Over => Vec::new(),
         }
@@ -253,7 +267,16 @@ impl Read {
 
     fn quorum_met(&mut self) -> Vec<ReadStep> {
         let all_agree = self.behind().next().is_none();
-        if self.spec.repair_first.is_some() && !all_agree {
+        if let Some(needed) = self.spec.repair_first {
+            if !all_agree {
+                let members = self.spec.order.clone();
+                self.must_hold.push(WriteSet { members, needed });
+            }
+            if !self.joined.clock().is_empty() {
+                self.must_hold.extend(self.spec.also.iter().cloned());
+            }
+        }
+        if !self.must_hold.is_empty() {
             self.phase = Phase::RepairingFirst;
             return self.repair_until_quorum();
         }
@@ -287,34 +310,40 @@ impl Read {
         behind.into_iter().map(ReadStep::Repair).collect()
     }
 
-    /// Brings the join to a write quorum: first those found behind, then, as far as needed, those
-    /// not asked yet.
+    /// Brings the join to a write quorum of each set: first those found behind, then, as far as
+    /// needed, those not asked yet.
     fn repair_until_quorum(&mut self) -> Vec<ReadStep> {
-        let needed = usize::from(self.spec.repair_first.unwrap_or(0));
         let mut steps = self.repair_behind();
-        let holding = self.holding().count();
-        if holding >= needed {
-            steps.extend(self.end(ReadStep::Answer));
-            return steps;
+        let (mut met, mut possible) = (true, true);
+        for set in self.must_hold.clone() {
+            let needed = usize::from(set.needed);
+            let holding = self.holding().filter(|uid| set.members.contains(uid)).count();
+            if holding >= needed {
+                continue;
+            }
+            met = false;
+            let under_way = self.repairing.iter().filter(|uid| set.members.contains(uid)).count();
+            let more = needed.saturating_sub(holding + under_way);
+            let idle = self.repair_idle(more, &set.members);
+            possible &= idle.len() >= more;
+            steps.extend(idle);
         }
-        let more = needed.saturating_sub(holding + self.repairing.len());
-        let idle = self.repair_idle(more);
-        if idle.len() < more {
-            steps.extend(self.end(ReadStep::Fail));
+        match () {
+            () if met => steps.extend(self.end(ReadStep::Answer)),
+            () if !possible => steps.extend(self.end(ReadStep::Fail)),
+            () => {}
         }
-        steps.extend(idle);
         steps
     }
 
-    /// Sends the join to as many replicas that neither hold it nor are being sent it.
-    fn repair_idle(&mut self, count: usize) -> Vec<ReadStep> {
+    /// Sends the join to as many of these replicas that neither hold it nor are being sent it.
+    fn repair_idle(&mut self, count: usize, among: &[Uid]) -> Vec<ReadStep> {
         let busy = |uid: &Uid| {
             self.copies.contains_key(uid)
                 || self.repairing.contains(uid)
                 || self.failed.contains(uid)
         };
-        let idle: Vec<Uid> =
-            self.spec.order.iter().copied().filter(|uid| !busy(uid)).take(count).collect();
+        let idle: Vec<Uid> = among.iter().copied().filter(|uid| !busy(uid)).take(count).collect();
         self.repairing.extend(&idle);
         idle.into_iter().map(ReadStep::Repair).collect()
     }
@@ -337,7 +366,13 @@ mod tests {
     fn start(r: u8, repair_first: Option<u8>) -> (Read, Vec<ReadStep>) {
         let quorum = Quorum { n: 3, needed: r };
         let order = vec![A, B, C];
-        Read::start(ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first })
+        Read::start(ReadSpec {
+            quorum,
+            order,
+            fallbacks: Vec::new(),
+            repair_first,
+            also: Vec::new(),
+        })
     }
 
     /// An object of the writes 1..=`writes`, each by its own actor, all siblings.
@@ -375,8 +410,13 @@ mod tests {
         let fallen_back = |r| {
             let quorum = Quorum { n: 3, needed: r };
             let (order, fallbacks) = (vec![A, B, C], vec![Uid(10), Uid(11)]);
-            let (mut read, _) =
-                Read::start(ReadSpec { quorum, order, fallbacks, repair_first: None });
+            let (mut read, _) = Read::start(ReadSpec {
+                quorum,
+                order,
+                fallbacks,
+                repair_first: None,
+                also: Vec::new(),
+            });
             assert_eq!(read.fail(B), [ReadStep::Ask(C)]);
             assert_eq!(read.hedge(), [], "a fallback is no hedge");
             assert_eq!(read.fail(C), [ReadStep::Ask(Uid(10))]);
@@ -453,6 +493,33 @@ mod tests {
         let (mut read, _) = start(2, Some(2));
         read.reply(A, copy(2));
         assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(B)]);
+        assert_eq!(read.repair_ended(B, true), [ReadStep::Answer]);
+    }
+
+    #[test]
+    fn what_a_strict_get_returns_is_on_a_write_quorum_of_every_set() {
+        let (d, e) = (Uid(4), Uid(5));
+        let begin = || {
+            let quorum = Quorum { n: 3, needed: 2 };
+            let also = vec![WriteSet { members: vec![B, d, e], needed: 2 }];
+            let (order, repair_first) = (vec![A, B, C], Some(2));
+            Read::start(ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first, also }).0
+        };
+        // The copies agree, and B is of both sets: one more of the other is wanted.
+        let mut read = begin();
+        read.reply(A, copy(1));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(d)]);
+        assert_eq!(read.repair_ended(d, false), [ReadStep::Repair(e)]);
+        assert_eq!(read.repair_ended(e, true), [ReadStep::Answer]);
+        // Nothing is there: nothing has to be.
+        let mut read = begin();
+        read.reply(A, copy(0));
+        assert_eq!(read.reply(B, copy(0)), [ReadStep::Answer]);
+        // They differ: both sets have to have it.
+        let mut read = begin();
+        read.reply(A, copy(2));
+        assert_eq!(read.reply(B, copy(1)), [ReadStep::Repair(B), ReadStep::Repair(d)]);
+        assert_eq!(read.repair_ended(d, true), []);
         assert_eq!(read.repair_ended(B, true), [ReadStep::Answer]);
     }
 
@@ -538,7 +605,7 @@ mod tests {
             let (r, w) = (r.min(n), w.map(|w| w.min(n)));
             let order: Vec<Uid> = (0..u128::from(n)).map(Uid).collect();
             let quorum = Quorum { n, needed: r };
-            let spec = ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first: w };
+            let spec = ReadSpec { quorum, order, fallbacks: Vec::new(), repair_first: w, also: Vec::new() };
             let (mut read, steps) = Read::start(spec);
             let mut asked: BTreeSet<Uid> = BTreeSet::new();
             let mut replied = BTreeSet::new();

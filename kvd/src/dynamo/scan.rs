@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub type Place = (Token, Bytes);
 
 /// What one replica holds from some place on.
-#[derive(Clone, Debug)]
+#[derive(Default, Clone, Debug)]
 pub struct Page {
     /// Keys and copies, ascending by token, then key.
     pub entries: Vec<(Bytes, Object)>,

@@ -6,22 +6,32 @@
 //! home up, one of them coordinates. Strict: only homes count, and with fewer than W of them up the
 //! write is refused at once. A home that nobody stands in for gets a hint at the coordinator, which
 //! counts for nothing: its disk has the write already.
+//!
+//! While copies move, a key has several sets of replicas, and each has to have its W.
 
 use crate::dynamo::layout::Mode;
 use crate::dynamo::node::Uid;
-use crate::dynamo::quorum::Quorum;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Replicas of which so many have to have a write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WriteSet {
+    /// The replicas.
+    pub members: Vec<Uid>,
+    /// W.
+    pub needed: u8,
+}
 
 /// What a write sets out with.
 #[derive(Clone, Debug)]
 pub struct WriteSpec {
-    /// N and W.
-    pub quorum: Quorum,
+    /// Every set of replicas that counts.
+    pub sets: Vec<WriteSet>,
     /// Whether fallbacks count.
     pub mode: Mode,
     /// The node that coordinates; its own disk is the first replica.
     pub coordinator: Uid,
-    /// The key's replicas. The coordinator is among them, unless all are down.
+    /// All replicas, of whichever set. The coordinator is among them, unless all are down.
     pub homes: Vec<Uid>,
     /// Homes that are believed down: not sent to.
     pub down: BTreeSet<Uid>,
@@ -72,7 +82,8 @@ pub struct Write {
     /// Who has been sent the object, and for which absent home.
     waiting: BTreeMap<Uid, Option<Uid>>,
     acked: BTreeSet<Uid>,
-    hinted: BTreeSet<Uid>,
+    /// Fallbacks that have it, and for whom.
+    hinted: BTreeMap<Uid, Uid>,
     fallbacks_used: usize,
     ended: bool,
 }
@@ -85,17 +96,20 @@ impl Write {
         let homes_up = spec.homes.iter().filter(|home| !spec.down.contains(home)).count();
         let is_home = spec.homes.contains(&spec.coordinator);
         assert!(is_home || homes_up == 0, "a home that is up coordinates");
-        let up = match spec.mode {
-            Mode::Strict => homes_up,
-            Mode::Sloppy => homes_up + spec.fallbacks.len() + usize::from(!is_home),
-        };
-        if up < usize::from(spec.quorum.needed) {
-            return Err(TooFewUp { up, needed: spec.quorum.needed });
+        for set in &spec.sets {
+            let homes_up = set.members.iter().filter(|home| !spec.down.contains(home)).count();
+            let up = match spec.mode {
+                Mode::Strict => homes_up,
+                Mode::Sloppy => homes_up + spec.fallbacks.len() + usize::from(!is_home),
+            };
+            if up < usize::from(set.needed) {
+                return Err(TooFewUp { up, needed: set.needed });
+            }
         }
         let mut write = Self {
             waiting: BTreeMap::from([(spec.coordinator, spec.stands_in_for())]),
             acked: BTreeSet::new(),
-            hinted: BTreeSet::new(),
+            hinted: BTreeMap::new(),
             fallbacks_used: 0,
             ended: false,
             spec,
@@ -108,11 +122,27 @@ impl Write {
     pub fn ack(&mut self, from: Uid) -> Vec<WriteStep> {
         match self.waiting.remove(&from) {
             None => return Vec::new(),
-            Some(None) => self.acked.insert(from),
-            Some(Some(_)) => self.hinted.insert(from),
+            Some(None) => drop(self.acked.insert(from)),
+            Some(Some(home)) => drop(self.hinted.insert(from, home)),
+        }
+        if self.is_met() { self.end(WriteStep::Answer) } else { Vec::new() }
+    }
+
+    /// Whether every set has its W.
+    fn is_met(&self) -> bool {
+        self.spec.sets.iter().all(|set| self.count(set, false) >= usize::from(set.needed))
+    }
+
+    /// How many of a set have it, themselves or by a fallback; with `hoping`, or may yet.
+    fn count(&self, set: &WriteSet, hoping: bool) -> usize {
+        let has = |home: &&Uid| {
+            let waiting =
+                || self.waiting.iter().any(|(to, hint)| hint.as_ref().unwrap_or(to) == *home);
+            self.acked.contains(home)
+                || self.hinted.values().any(|hinted| hinted == *home)
+                || (hoping && waiting())
         };
-        let met = self.acked.len() + self.hinted.len() >= usize::from(self.spec.quorum.needed);
-        if met { self.end(WriteStep::Answer) } else { Vec::new() }
+        set.members.iter().filter(has).count()
     }
 
     /// This node failed, or cannot be reached: a fallback takes its place, if one may.
@@ -127,8 +157,8 @@ impl Write {
         } else {
             self.stand_in(home)
         };
-        let possible = self.acked.len() + self.hinted.len() + self.waiting.len();
-        if possible < usize::from(self.spec.quorum.needed) {
+        let possible = |set: &WriteSet| self.count(set, true) >= usize::from(set.needed);
+        if !self.spec.sets.iter().all(possible) {
             steps.extend(self.end(WriteStep::Fail));
         }
         steps
@@ -148,8 +178,8 @@ impl Write {
         &self.acked
     }
 
-    /// Fallbacks that have it on disk, with a hint.
-    pub fn hinted(&self) -> &BTreeSet<Uid> {
+    /// Fallbacks that have it on disk, with a hint, and for whom.
+    pub fn hinted(&self) -> &BTreeMap<Uid, Uid> {
         &self.hinted
     }
 
@@ -202,7 +232,7 @@ mod tests {
 
     fn spec(w: u8, mode: Mode, down: &[Uid], fallbacks: &[Uid]) -> WriteSpec {
         WriteSpec {
-            quorum: Quorum { n: 3, needed: w },
+            sets: vec![WriteSet { members: vec![A, B, C], needed: w }],
             mode,
             coordinator: A,
             homes: vec![A, B, C],
@@ -236,7 +266,7 @@ mod tests {
         assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }, WriteStep::KeepHint(C)]);
         write.ack(A);
         assert_eq!(write.ack(F), [WriteStep::Answer]);
-        assert!(write.hinted().contains(&F));
+        assert!(write.hinted().contains_key(&F));
     }
 
     #[test]
@@ -275,7 +305,7 @@ mod tests {
         // For the first home itself; for the second the other fallback, and for the third itself.
         assert_eq!(steps, [WriteStep::SendHinted { to: F, home: B }, WriteStep::KeepHint(C)]);
         assert_eq!(write.ack(Uid(99)), [WriteStep::Answer]);
-        assert!(write.acked().is_empty() && write.hinted().contains(&Uid(99)));
+        assert!(write.acked().is_empty() && write.hinted().contains_key(&Uid(99)));
         spec.mode = Mode::Strict;
         assert_eq!(Write::start(spec).unwrap_err(), TooFewUp { up: 0, needed: 1 });
     }
@@ -285,6 +315,36 @@ mod tests {
         let (mut write, _) = Write::start(spec(2, Mode::Strict, &[], &[])).unwrap();
         assert_eq!(write.fail(A), []);
         write.ack(B);
+        assert_eq!(write.ack(C), [WriteStep::Answer]);
+    }
+
+    #[test]
+    fn every_set_has_to_have_its_w() {
+        let mut spec = spec(2, Mode::Strict, &[], &[]);
+        spec.sets.push(WriteSet { members: vec![B, C, F], needed: 2 });
+        spec.homes.push(F);
+        let (mut write, steps) = Write::start(spec.clone()).unwrap();
+        assert_eq!(steps, [WriteStep::Send(B), WriteStep::Send(C), WriteStep::Send(F)]);
+        assert_eq!(write.ack(A), []);
+        assert_eq!(write.ack(B), [], "two of the first, one of the second");
+        assert_eq!(write.ack(F), [WriteStep::Answer]);
+
+        let (mut write, _) = Write::start(spec.clone()).unwrap();
+        write.ack(A);
+        write.fail(B);
+        assert_eq!(
+            write.fail(F),
+            [WriteStep::KeepHint(F), WriteStep::Fail],
+            "one of the second is left"
+        );
+
+        spec.down = [C, F].into();
+        assert_eq!(Write::start(spec.clone()).unwrap_err(), TooFewUp { up: 1, needed: 2 });
+        // A fallback counts in the sets of whom it stands in for.
+        (spec.mode, spec.down, spec.fallbacks) = (Mode::Sloppy, [F].into(), vec![Uid(10)]);
+        let (mut write, _) = Write::start(spec).unwrap();
+        write.ack(Uid(10));
+        assert_eq!(write.ack(A), [], "not in the first set");
         assert_eq!(write.ack(C), [WriteStep::Answer]);
     }
 
@@ -313,7 +373,8 @@ mod tests {
             let down = homes.iter().skip(1).filter(|uid| down >> uid.0 & 1 == 1).copied().collect();
             let mode = if strict { Mode::Strict } else { Mode::Sloppy };
             let spec = WriteSpec {
-                quorum: Quorum { n, needed: w }, mode, coordinator: homes[0], homes: homes.clone(),
+                sets: vec![WriteSet { members: homes.clone(), needed: w }],
+                mode, coordinator: homes[0], homes: homes.clone(),
                 down, fallbacks: (10..10 + fallbacks).map(Uid).collect(),
             };
             let Ok((mut write, mut steps)) = Write::start(spec.clone()) else {

@@ -186,6 +186,7 @@ enum Job {
     Reap {
         key: Key,
         digest: Digest,
+        only_tombstone: bool,
         synced: Synced,
     },
     KeepHint {
@@ -417,7 +418,15 @@ impl Store {
     /// Takes away this node's copy of a key, if it is a tombstone and has not changed from `digest`.
     pub fn reap(&self, key: Key, digest: Digest) -> Answer<()> {
         let (synced, when_synced) = oneshot::channel();
-        self.submit(Job::Reap { key, digest, synced }, 0);
+        self.submit(Job::Reap { key, digest, only_tombstone: true, synced }, 0);
+        when_synced
+    }
+
+    /// Takes away this node's copy of a key that it is to hold no more, if it has not changed from
+    /// `digest`.
+    pub fn give_up(&self, key: Key, digest: Digest) -> Answer<()> {
+        let (synced, when_synced) = oneshot::channel();
+        self.submit(Job::Reap { key, digest, only_tombstone: false, synced }, 0);
         when_synced
     }
 

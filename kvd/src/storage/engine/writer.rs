@@ -131,9 +131,9 @@ impl Writer {
                     batch.synced.push(synced);
                     merge(store, batch, &key, &object)?;
                 }
-                Job::Reap { key, digest, synced } => {
+                Job::Reap { key, digest, only_tombstone, synced } => {
                     batch.synced.push(synced);
-                    reap(store, batch, &key, digest)?;
+                    reap(store, batch, (&key, digest), only_tombstone)?;
                 }
                 Job::KeepHint { target, key, object, now_ms, synced } => {
                     match keep_hint(store, batch, (target, &key), &object, now_ms) {
@@ -343,13 +343,18 @@ fn merge(store: &Inner, batch: &mut Batch, key: &Key, object: &Object) -> Result
     Ok(())
 }
 
-/// Takes away a tombstone that every replica has. Its actor goes with it: the next write of the key
-/// is named by another.
-fn reap(store: &Inner, batch: &mut Batch, key: &Key, digest: Digest) -> Result<(), StoreError> {
+/// Takes away a tombstone that every replica has, or whatever this node is to hold no more. Its actor
+/// goes with it: the next write of the key is named by another.
+fn reap(
+    store: &Inner,
+    batch: &mut Batch,
+    (key, digest): (&Key, Digest),
+    only_tombstone: bool,
+) -> Result<(), StoreError> {
     let stored_key = Bytes::from(record::stored_key(key));
     let (Some(copy), _) = batch.current(store, &stored_key)? else { return Ok(()) };
     let deleted = copy.siblings().values().all(|sibling| sibling.value.is_none());
-    if deleted && Digest::of(&stored_key, &copy) == digest {
+    if (deleted || !only_tombstone) && Digest::of(&stored_key, &copy) == digest {
         batch.gone_keys += 1;
         batch.write(Space::Records, stored_key, Bytes::new());
     }

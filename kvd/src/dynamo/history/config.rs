@@ -1,0 +1,493 @@
+//! The configs of one partition, and what is to be done for them.
+
+use super::{History, Mark, Marks, Parts};
+use crate::dynamo::layout::{Keyspace, Layout};
+use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
+use proto::token::Token;
+use std::sync::Arc;
+
+/// Replicas of a partition of a keyspace, with R and W, and how far they have come.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The layout that began it, by which it is known.
+    pub origin: LayoutId,
+    /// Its replicas, as in the layout's row.
+    pub members: Vec<Uid>,
+    /// Answers a read waits for.
+    pub r: u8,
+    /// Acknowledgements a write waits for.
+    pub w: u8,
+    /// Of its replicas, those that hold all that was written before.
+    pub synced: Vec<Uid>,
+    /// Of its replicas, those that are not read under it any more.
+    pub closed: Vec<Uid>,
+    /// Of its replicas, those that are dead and removed.
+    pub lost: Vec<Uid>,
+    /// Whether it may be read.
+    pub flipped: bool,
+    /// Whether it need not be heeded any more: too few are left to be read from.
+    pub certified: bool,
+    /// Whether nothing was before it.
+    initial: bool,
+    /// Configs below it, as bits of their positions.
+    below: u64,
+}
+
+impl Config {
+    /// N.
+    pub fn n(&self) -> u8 {
+        self.members.len() as u8
+    }
+
+    /// Acknowledgements a write has to have here, given who is lost.
+    pub fn write_quorum(&self, asked: u8) -> u8 {
+        asked.min((self.members.len() - self.lost.len()) as u8)
+    }
+
+    /// Whether nothing was before it.
+    pub fn is_initial(&self) -> bool {
+        self.initial
+    }
+
+    /// Whether it is below `other`, one of these too.
+    pub fn is_below(&self, other: &Self, all: &[Self]) -> bool {
+        let at = all.iter().position(|config| config.origin == self.origin);
+        at.is_some_and(|at| other.below >> at & 1 == 1)
+    }
+
+    /// Replicas that may be read under it.
+    pub fn readable(&self) -> impl Iterator<Item = Uid> {
+        let off = |uid: &Uid| self.closed.contains(uid) || self.lost.contains(uid);
+        self.members.iter().copied().filter(move |uid| !off(uid))
+    }
+
+    /// Of how many replicas another must have all, to have every write that W of these have.
+    fn sync_quorum(&self) -> usize {
+        let there = self.members.len() - self.lost.len();
+        (self.members.len() + 1).saturating_sub(self.w.into()).min(there)
+    }
+}
+
+/// Whether a coordinator's view of a partition will do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Coverage {
+    /// It knows all that counts.
+    Known,
+    /// Something counts that it does not know, or counts no more.
+    Stale,
+    /// It knows a layout that this node does not.
+    Ahead,
+}
+
+/// A copy that a node has to bring level before it counts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SyncTask {
+    /// The keyspace.
+    pub keyspace: KeyspaceId,
+    /// The partition, of 2^[`History::bits`].
+    pub partition: u32,
+    /// The config it is for.
+    pub origin: LayoutId,
+    /// The config it is level with.
+    pub under: LayoutId,
+    /// Replicas of that which it may compare with, itself perhaps among them.
+    pub candidates: Vec<Uid>,
+    /// With how many of them it has to, itself counted.
+    pub needed: usize,
+    /// It held nothing of the partition: a copy is quicker than a comparison.
+    pub is_new: bool,
+}
+
+impl History {
+    /// Every config of a partition of a keyspace that the layouts have: what is below first; the
+    /// last is that of the newest layout, if it has the keyspace.
+    pub fn configs(&self, keyspace: KeyspaceId, token: Token) -> Vec<Config> {
+        self.configs_by_layout(keyspace, token).0
+    }
+
+    /// The same of partition `partition`, of 2^[`History::bits`].
+    pub fn configs_of(&self, keyspace: KeyspaceId, partition: u32) -> Vec<Config> {
+        self.configs(keyspace, Token::range(partition, self.bits()).0)
+    }
+
+    /// And which of them each layout has.
+    fn configs_by_layout(
+        &self,
+        keyspace: KeyspaceId,
+        token: Token,
+    ) -> (Vec<Config>, Vec<Option<usize>>) {
+        let (configs, of_layout) = self.lineage(keyspace, token);
+        let configs = self.judged(configs, &of_layout, keyspace, token);
+        (configs, of_layout)
+    }
+
+    /// The configs, yet without what nodes have done for them.
+    fn lineage(&self, keyspace: KeyspaceId, token: Token) -> (Vec<Config>, Vec<Option<usize>>) {
+        let mut configs: Vec<Config> = Vec::with_capacity(1);
+        let mut of_layout: Vec<Option<usize>> = Vec::with_capacity(self.layouts.len());
+        for (at, layout) in self.layouts.iter().enumerate() {
+            let Some(policy) = layout.keyspace_by_id(keyspace) else {
+                of_layout.push(None);
+                continue;
+            };
+            let lower = (0..at).filter(|one| self.below[at] >> one & 1 == 1);
+            let all = lower.filter_map(|one| of_layout[one]).fold(0_u64, |all, one| all | 1 << one);
+            let covered = (0..configs.len()).filter(|one| all >> one & 1 == 1);
+            let covered = covered.fold(0, |covered, one| covered | configs[one].below);
+            let newest = all & !covered;
+            let only = (newest.count_ones() == 1).then(|| newest.trailing_zeros() as usize);
+            let slots = layout.row(policy.n, layout.partition_of(token));
+            let kept = only.filter(|only| configs[*only].is(layout, policy, slots));
+            of_layout.push(Some(kept.unwrap_or(configs.len())));
+            if kept.is_none() {
+                let below = configs_below(&configs, all);
+                configs.push(Config::new(layout, policy, slots, below));
+            }
+        }
+        (configs, of_layout)
+    }
+
+    fn judged(
+        &self,
+        mut configs: Vec<Config>,
+        of_layout: &[Option<usize>],
+        keyspace: KeyspaceId,
+        token: Token,
+    ) -> Vec<Config> {
+        // By far the most common: nothing is under way.
+        if self.layouts.len() == 1 && self.marks.is_empty() {
+            return configs;
+        }
+        let bits = self.bits();
+        let place = (bits, token.partition(bits));
+        let settled: Vec<usize> = (0..self.layouts.len())
+            .filter(|at| self.settled.contains_key(&self.layouts[*at].id()))
+            .filter_map(|at| of_layout[at])
+            .collect();
+        for (at, config) in configs.iter_mut().enumerate() {
+            let key = (config.origin, keyspace);
+            let ours = |uid: &Uid| config.members.contains(uid);
+            config.synced = self.marks.who(key, place, |mark: &Mark| &mark.synced);
+            config.closed = self.marks.who(key, place, |mark: &Mark| &mark.closed);
+            config.synced.retain(ours);
+            config.closed.retain(ours);
+            config.lost = config.members.iter().copied().filter(|uid| self.is_lost(*uid)).collect();
+            let flips = usize::from(config.write_quorum(config.w));
+            config.flipped =
+                config.initial || settled.contains(&at) || config.synced.len() >= flips;
+            let gone = |uid: &&Uid| config.closed.contains(uid) || config.lost.contains(uid);
+            config.certified = config.members.iter().filter(gone).count() >= usize::from(config.w)
+                && !config.closed.is_empty();
+        }
+        // What is below a settled one is closed, whoever told.
+        for above in settled {
+            let below = configs[above].below;
+            for at in (0..configs.len()).filter(|at| below >> at & 1 == 1) {
+                configs[at].certified = true;
+            }
+        }
+        configs
+    }
+
+    /// The config that a layout has of a partition.
+    fn config_at(&self, layout: LayoutId, keyspace: KeyspaceId, token: Token) -> Option<Config> {
+        let at = self.position(layout)?;
+        let (mut configs, of_layout) = self.configs_by_layout(keyspace, token);
+        Some(configs.swap_remove(of_layout[at]?))
+    }
+
+    /// Whether a coordinator whose newest layout is `theirs` knows every config of this key that
+    /// this node knows and that still counts. If not, its write does not.
+    pub fn covers(&self, theirs: LayoutId, keyspace: KeyspaceId, token: Token) -> Coverage {
+        if theirs == self.head().id() {
+            return Coverage::Known;
+        }
+        let Some(at) = self.position(theirs) else {
+            return if self.is_past(theirs) { Coverage::Stale } else { Coverage::Ahead };
+        };
+        let known = |config: &Config| {
+            let origin = self.position(config.origin).expect("a config is of a layout that counts");
+            origin == at || self.below[at] >> origin & 1 == 1
+        };
+        let counting = self.configs(keyspace, token);
+        let mut counting = counting.iter().filter(|config| !config.certified);
+        if counting.all(known) { Coverage::Known } else { Coverage::Stale }
+    }
+
+    /// Whether `me` may be read, or compared with, as a replica of the config that layout `under` has
+    /// of this key.
+    pub fn may_read(
+        &self,
+        me: Uid,
+        under: LayoutId,
+        keyspace: KeyspaceId,
+        token: Token,
+    ) -> Coverage {
+        if self.layouts.len() == 1 && under == self.head().id() {
+            return Coverage::Known;
+        }
+        if self.position(under).is_none() {
+            return if self.is_past(under) { Coverage::Stale } else { Coverage::Ahead };
+        }
+        match self.config_at(under, keyspace, token) {
+            Some(config) if config.certified || config.closed.contains(&me) => Coverage::Stale,
+            Some(_) => Coverage::Known,
+            None => Coverage::Stale,
+        }
+    }
+
+    // === what a node has to do ===
+
+    /// Copies that `me` has to bring level, and can as far as is known.
+    pub fn to_sync(&self, me: Uid) -> Vec<SyncTask> {
+        let mut tasks = Vec::new();
+        self.each_open(|keyspace, partition, configs| {
+            for (at, config) in configs.iter().enumerate() {
+                if config.certified
+                    || !config.members.contains(&me)
+                    || config.synced.contains(&me)
+                    || config.initial
+                {
+                    continue;
+                }
+                tasks.extend(sync_task(me, (keyspace, partition), configs, at));
+            }
+        });
+        tasks
+    }
+
+    /// With these copies level: `me` has compared them as their tasks say.
+    pub fn with_synced(&self, me: Uid, done: &[SyncTask]) -> Self {
+        let (mut next, bits) = (self.clone(), self.bits());
+        for task in done.iter().filter(|task| self.position(task.origin).is_some()) {
+            let key = (task.origin, task.keyspace, me);
+            next.marks.synced(key, bits, task.partition);
+        }
+        next
+    }
+
+    /// With everything closed that `me` should no longer be read under; `None`: there is nothing.
+    pub fn with_closed(&self, me: Uid) -> Option<Self> {
+        let (mut next, bits, mut any) = (self.clone(), self.bits(), false);
+        self.each_open(|keyspace, partition, configs| {
+            let flipped = configs.iter().filter(|config| config.flipped);
+            let outdone = flipped.fold(0, |outdone, config| outdone | config.below);
+            for (at, config) in configs.iter().enumerate() {
+                let ours = config.members.contains(&me) && !config.closed.contains(&me);
+                if ours && outdone >> at & 1 == 1 {
+                    any |= next.marks.closed((config.origin, keyspace, me), bits, partition);
+                }
+            }
+        });
+        any.then_some(next)
+    }
+
+    /// With `me` having given away all it held.
+    pub fn with_left(&self, me: Uid) -> Self {
+        let mut next = self.clone();
+        next.left.insert(me, self.head().id());
+        next
+    }
+
+    /// Whether `me`, which is no member of the newest layout, has said that it has nothing left.
+    pub fn has_left(&self, me: Uid) -> bool {
+        self.left.get(&me) == Some(&self.head().id())
+    }
+
+    /// Whether `me` is a replica of this partition in any config that counts.
+    pub fn holds(&self, me: Uid, keyspace: KeyspaceId, partition: u32) -> bool {
+        let configs = self.configs_of(keyspace, partition);
+        configs.iter().any(|config| !config.certified && config.members.contains(&me))
+    }
+
+    /// Whether something from before the newest layout still counts, or somebody has yet to get or
+    /// to give away what the newest layout says.
+    pub(super) fn waits_for_any(&self) -> bool {
+        let mut waits = false;
+        let leaves = |uid: Uid| self.head().member(uid).is_none();
+        waits |= self.members().iter().any(|it| leaves(it.uid) && !self.has_left(it.uid));
+        if waits {
+            return true;
+        }
+        self.each(|keyspace, _, configs| {
+            let Some((newest, before)) = configs.split_last() else { return };
+            waits |= before.iter().any(|config| !config.certified);
+            if self.head().keyspace_by_id(keyspace).is_none() {
+                return; // dropped: nobody needs it
+            }
+            let is_synced = |uid: &Uid| newest.synced.contains(uid) || newest.lost.contains(uid);
+            waits |= !newest.initial && !newest.members.iter().all(is_synced);
+        });
+        waits
+    }
+
+    /// Visits the configs of every partition of every keyspace of the newest layout.
+    pub fn each(&self, mut visit: impl FnMut(KeyspaceId, u32, &[Config])) {
+        for keyspace in self.head().keyspaces().keys() {
+            for partition in 0..1 << self.bits() {
+                visit(*keyspace, partition, &self.configs_of(*keyspace, partition));
+            }
+        }
+    }
+
+    /// The same where there is more than one.
+    pub fn each_open(&self, mut visit: impl FnMut(KeyspaceId, u32, &[Config])) {
+        if self.is_settled() {
+            return;
+        }
+        self.each(|keyspace, partition, configs| {
+            if configs.len() > 1 {
+                visit(keyspace, partition, configs);
+            }
+        });
+    }
+
+    // === marks as layouts come and go ===
+
+    /// Marks by the layouts that now begin their configs.
+    pub(super) fn normalized(&self, marks: &Marks) -> Marks {
+        let mut out = Marks::default();
+        let is_simple = |origin: LayoutId| {
+            let at = self.position(origin);
+            at.is_some_and(|at| self.below[at] == 0)
+        };
+        for ((layout, keyspace, uid), mark) in marks.iter() {
+            if self.position(*layout).is_none() {
+                continue;
+            }
+            if is_simple(*layout) {
+                // Nothing is below it to be level with.
+                let mark = Mark { synced: Parts::default(), closed: mark.closed.clone() };
+                if !mark.closed.is_empty() {
+                    out.put((*layout, *keyspace, *uid), &mark);
+                }
+                continue;
+            }
+            self.renamed(&mut out, (*layout, *keyspace, *uid), mark, |config| config.origin);
+        }
+        out
+    }
+
+    /// Marks once the layouts in `gone` are: those of a config that layout `base` still has are then
+    /// known by `base`.
+    pub(super) fn marks_renamed(&self, base: usize, gone: u64) -> Marks {
+        let root = self.layouts[base].id();
+        let mut out = Marks::default();
+        for ((layout, keyspace, uid), mark) in self.marks.iter() {
+            let at = self.position(*layout);
+            if at.is_none_or(|at| gone >> at & 1 == 0) {
+                out.put((*layout, *keyspace, *uid), mark);
+                continue;
+            }
+            // Only where it is the config that remains.
+            let bits = self.bits();
+            for partition in 0..1 << bits {
+                let (synced, closed) =
+                    (mark.synced.has(bits, partition), mark.closed.has(bits, partition));
+                if !synced && !closed {
+                    continue;
+                }
+                let token = Token::range(partition, bits).0;
+                let remains = self.config_at(root, *keyspace, token);
+                if remains.is_some_and(|config| config.origin == *layout) {
+                    put(&mut out, (root, *keyspace, *uid), (bits, partition), (synced, closed));
+                }
+            }
+        }
+        out
+    }
+
+    fn renamed(
+        &self,
+        out: &mut Marks,
+        (layout, keyspace, uid): (LayoutId, KeyspaceId, Uid),
+        mark: &Mark,
+        name: impl Fn(&Config) -> LayoutId,
+    ) {
+        let bits = self.bits().max(mark.synced.bits()).max(mark.closed.bits());
+        for partition in 0..1 << bits {
+            let (synced, closed) =
+                (mark.synced.has(bits, partition), mark.closed.has(bits, partition));
+            if !synced && !closed {
+                continue;
+            }
+            let token = Token::range(partition, bits).0;
+            if let Some(config) = self.config_at(layout, keyspace, token) {
+                put(out, (name(&config), keyspace, uid), (bits, partition), (synced, closed));
+            }
+        }
+    }
+}
+
+fn put(
+    out: &mut Marks,
+    key: (LayoutId, KeyspaceId, Uid),
+    (bits, partition): (u32, u32),
+    (synced, closed): (bool, bool),
+) {
+    if synced {
+        out.synced(key, bits, partition);
+    }
+    if closed {
+        out.closed(key, bits, partition);
+    }
+}
+
+/// From whom `me` may have the config at `at`: of the newest readable config at or below it, if
+/// enough of its replicas are left.
+fn sync_task(
+    me: Uid,
+    (keyspace, partition): (KeyspaceId, u32),
+    configs: &[Config],
+    at: usize,
+) -> Option<SyncTask> {
+    let config = &configs[at];
+    let sources = (0..=at).rev().filter(|one| *one == at || config.below >> one & 1 == 1);
+    let mut sources = sources.map(|one| &configs[one]).filter(|source| source.flipped);
+    let source = sources.find(|source| source.readable().count() >= source.sync_quorum())?;
+    let is_new = !source.members.contains(&me)
+        && !configs.iter().any(|other| {
+            other.origin != config.origin && other.members.contains(&me) && other.flipped
+        });
+    Some(SyncTask {
+        keyspace,
+        partition,
+        origin: config.origin,
+        under: source.origin,
+        candidates: source.readable().collect(),
+        needed: source.sync_quorum(),
+        is_new,
+    })
+}
+
+fn configs_below(configs: &[Config], all: u64) -> u64 {
+    let under = (0..configs.len()).filter(|one| all >> one & 1 == 1);
+    under.fold(all, |below, one| below | configs[one].below)
+}
+
+impl Config {
+    fn new(layout: &Arc<Layout>, policy: &Keyspace, slots: &[u16], below: u64) -> Self {
+        let members = slots.iter().map(|slot| layout.members()[usize::from(*slot)].uid);
+        Self {
+            origin: layout.id(),
+            members: members.collect(),
+            r: policy.r,
+            w: policy.w,
+            synced: Vec::new(),
+            closed: Vec::new(),
+            lost: Vec::new(),
+            flipped: below == 0,
+            certified: false,
+            initial: below == 0,
+            below,
+        }
+    }
+
+    /// Whether a layout says just this.
+    fn is(&self, layout: &Layout, policy: &Keyspace, slots: &[u16]) -> bool {
+        let uid = |slot: &u16| layout.members()[usize::from(*slot)].uid;
+        (self.r, self.w) == (policy.r, policy.w)
+            && self.members.len() == slots.len()
+            && slots.iter().all(|slot| self.members.contains(&uid(slot)))
+    }
+}

@@ -1,0 +1,295 @@
+//! Layouts as they come and go, by example and by property.
+
+use super::*;
+use crate::dynamo::layout::Change;
+use crate::dynamo::layout::samples::{keyspace, layout, members};
+use crate::dynamo::node::KeyspaceId;
+use proptest::prelude::*;
+use proto::token::Token;
+
+fn default_id() -> KeyspaceId {
+    KeyspaceId::of("default")
+}
+
+/// Three nodes, and a fourth that is not a member yet.
+fn three_and_one() -> (History, Member) {
+    let first = layout(&[1, 1, 1], 1);
+    let mut fourth = members(&[1; 4], 1, 0);
+    fourth.retain(|member| first.member(member.uid).is_none());
+    (History::new(first), fourth.remove(0))
+}
+
+fn child(history: &History, change: Change) -> Layout {
+    history.head().changed(&[change], Vec::new(), None).unwrap()
+}
+
+/// A node does all that it can, as if every comparison succeeded.
+fn work(history: &History, me: Uid) -> History {
+    let tasks = history.to_sync(me);
+    let mut next = history.with_synced(me, &tasks);
+    if let Some(closed) = next.with_closed(me) {
+        next = closed;
+    }
+    if next.head().member(me).is_none() && next.left().get(&me) != Some(&next.head().id()) {
+        let open = (0..1 << next.bits()).any(|p| next.holds(me, default_id(), p));
+        if !open {
+            next = next.with_left(me);
+        }
+    }
+    next.settle(7);
+    next
+}
+
+fn work_all(mut history: History) -> History {
+    for _ in 0..8 {
+        let everybody: Vec<Uid> = history.members().iter().map(|member| member.uid).collect();
+        for me in everybody {
+            history = work(&history, me);
+        }
+    }
+    history
+}
+
+#[test]
+fn a_node_more_is_learned_synced_flipped_and_closed() {
+    let (first, fourth) = three_and_one();
+    let next = first.with_child(child(&first, Change::Add(fourth.clone()))).unwrap();
+    assert_eq!(next.layouts().len(), 2);
+    let token = (0..256).map(|p| Token::range(p, 8).0);
+    let moved = token.clone().find(|token| next.configs(default_id(), *token).len() == 2);
+    let moved = moved.expect("the fourth gets something");
+    let kept = token.clone().find(|token| next.configs(default_id(), *token).len() == 1);
+    let kept = kept.expect("somebody keeps something");
+
+    // Learn: who does not know the new one may not write where it matters.
+    let old = first.head().id();
+    assert_eq!(next.covers(old, default_id(), moved), Coverage::Stale);
+    assert_eq!(next.covers(old, default_id(), kept), Coverage::Known);
+    assert_eq!(first.covers(next.head().id(), default_id(), kept), Coverage::Ahead);
+
+    // Sync: the fourth has to have it from two of the three.
+    let tasks = next.to_sync(fourth.uid);
+    let task = tasks.iter().find(|task| Token::range(task.partition, 8).0 == moved).unwrap();
+    assert_eq!((task.needed, task.candidates.len(), task.is_new), (2, 3, true));
+    assert_eq!((task.origin, task.under), (next.head().id(), old));
+    let new = |history: &History| history.configs(default_id(), moved)[1].clone();
+    let once = next.with_synced(fourth.uid, &tasks);
+    assert!(!new(&once).flipped, "one of W=2");
+
+    // Flip.
+    let kept_by = new(&once).members.iter().copied().find(|uid| *uid != fourth.uid).unwrap();
+    let twice = once.with_synced(kept_by, &once.to_sync(kept_by));
+    assert!(new(&twice).flipped && !twice.configs(default_id(), moved)[0].certified);
+
+    // Close: by those that are of the old set.
+    let closed = twice.with_closed(kept_by).unwrap();
+    assert_eq!(closed.may_read(kept_by, old, default_id(), moved), Coverage::Stale);
+    let new_id = next.head().id();
+    assert_eq!(closed.may_read(kept_by, new_id, default_id(), moved), Coverage::Known);
+    assert!(closed.with_closed(fourth.uid).is_none(), "it is of the new one alone");
+    let leaver = first.head().members().iter().map(|it| it.uid);
+    let leaver = leaver.filter(|uid| !new(&twice).members.contains(uid)).next().unwrap();
+    let closed = closed.with_closed(leaver).unwrap();
+    assert!(closed.configs(default_id(), moved)[0].certified, "two of three: W");
+
+    // Settled once everybody is done.
+    let end = work_all(next);
+    assert!(end.is_settled());
+    assert_eq!(end.head().id(), new_id);
+    assert_eq!(end.settled()[&new_id].past[0].id, old);
+    assert!(end.marks().is_empty() && end.knows(old));
+    assert_eq!(end.covers(old, default_id(), kept), Coverage::Stale);
+}
+
+#[test]
+fn a_quorum_changes_like_a_set_of_replicas() {
+    let first = History::new(layout(&[1, 1, 1], 1));
+    let mut tuned = first.head().keyspace("default").unwrap().clone();
+    (tuned.r, tuned.w) = (1, 3);
+    let next = first.with_child(child(&first, Change::SetKeyspace(tuned))).unwrap();
+    let configs = next.configs(default_id(), Token(0));
+    assert_eq!(configs.len(), 2);
+    assert_eq!((configs[0].r, configs[0].w, configs[1].r, configs[1].w), (2, 2, 1, 3));
+    assert!(configs[0].flipped && !configs[1].flipped);
+    let me = configs[0].members[0];
+    let task = &next.to_sync(me)[0];
+    assert_eq!((task.needed, task.is_new), (2, false));
+    assert!(task.candidates.contains(&me), "it is one of them itself");
+    assert!(work_all(next).is_settled());
+}
+
+#[test]
+fn who_is_removed_leaves_last_and_who_is_lost_is_not_waited_for() {
+    let first = History::new(layout(&[1, 1, 1, 1], 1));
+    let goes = first.head().members()[1].uid;
+    let next = first.with_child(child(&first, Change::Remove { uid: goes, lost: false })).unwrap();
+    assert_eq!(next.members().len(), 4, "it has a part until it has given all away");
+    let mut others = next.clone();
+    for _ in 0..4 {
+        for member in others.members().iter().filter(|member| member.uid != goes) {
+            others = work(&others, member.uid);
+        }
+    }
+    assert!(!others.is_settled());
+    let end = work_all(others);
+    assert!(end.is_settled() && end.members().len() == 3);
+
+    let lost = first.with_child(child(&first, Change::Remove { uid: goes, lost: true })).unwrap();
+    assert_eq!(lost.members().len(), 3);
+    assert!(work_all(lost).is_settled());
+
+    // It was to leave by itself, and died over it.
+    let died = next.with_child(child(&next, Change::Remove { uid: goes, lost: true })).unwrap();
+    let mut others = died;
+    for _ in 0..4 {
+        for member in others.members() {
+            others = work(&others, member.uid);
+        }
+    }
+    assert!(others.is_settled());
+}
+
+#[test]
+fn two_sides_of_a_split_make_one_history() {
+    let (first, fourth) = three_and_one();
+    let left = first.with_child(child(&first, Change::Add(fourth))).unwrap();
+    let right = child(&first, Change::CreateKeyspace(keyspace("k", 2)));
+    let right = first.with_child(right).unwrap();
+    let both = left.join(&right).unwrap();
+    assert_eq!(both, right.join(&left).unwrap());
+    assert_eq!(both.layouts().len(), 4);
+    assert_eq!(both.head().parents().len(), 2);
+    assert_eq!((both.head().members().len(), both.head().keyspaces().len()), (4, 2));
+    assert_eq!(both.join(&left).unwrap(), both);
+    let end = work_all(both);
+    assert!(end.is_settled());
+    assert_eq!(end.join(&left).unwrap().head().id(), end.head().id(), "what is late says nothing");
+}
+
+#[test]
+fn a_side_that_settled_by_itself_does_not_bring_back_what_it_closed() {
+    let (first, fourth) = three_and_one();
+    let settled = first.with_child(child(&first, Change::Add(fourth.clone()))).unwrap();
+    let settled = work_all(settled);
+    assert!(settled.is_settled());
+    let other = child(&first, Change::CreateKeyspace(keyspace("k", 2)));
+    let other = first.with_child(other).unwrap();
+    let both = settled.join(&other).unwrap();
+    assert_eq!(both, other.join(&settled).unwrap());
+    // Where the fourth came in, the first set is closed though the other side never heard of it.
+    let moved = (0..256)
+        .map(|p| Token::range(p, 8).0)
+        .find(|token| settled.configs(default_id(), *token)[0].members.contains(&fourth.uid));
+    let configs = both.configs(default_id(), moved.unwrap());
+    assert!(configs[0].certified && !configs[0].members.contains(&fourth.uid));
+    assert!(configs[1].flipped && !configs[1].certified);
+    assert!(work_all(both).is_settled());
+}
+
+#[test]
+fn too_many_at_once_are_refused_but_a_removal_is_not() {
+    let mut history = History::new(layout(&[1, 1, 1, 1], 1));
+    for i in 1..OPEN_MAX {
+        let keyspace = keyspace(&format!("k{i}"), 3);
+        history = history.with_child(child(&history, Change::CreateKeyspace(keyspace))).unwrap();
+    }
+    let more = child(&history, Change::CreateKeyspace(keyspace("more", 3)));
+    assert!(matches!(history.with_child(more), Err(HistoryError::TooMany { found: 17, .. })));
+    let uid = history.head().members()[0].uid;
+    let removal = child(&history, Change::Remove { uid, lost: true });
+    assert!(history.with_child(removal).is_ok());
+}
+
+#[test]
+fn a_ring_cut_finer_keeps_every_config() {
+    let first = History::new(layout(&[1; 12], 3));
+    let mut more = members(&[1; 13], 3, 0);
+    more.retain(|member| first.head().member(member.uid).is_none());
+    let next = first.with_child(child(&first, Change::Add(more.remove(0)))).unwrap();
+    assert_eq!((next.head().partition_bits(), next.bits()), (9, 9));
+    let mut open = 0;
+    next.each_open(|_, _, _| open += 1);
+    assert!((1..=140).contains(&open), "{open} of 512 move for one node in thirteen");
+    assert!(work_all(next).is_settled());
+}
+
+#[test]
+fn parts_are_a_set_at_any_fineness() {
+    let mut parts = Parts::default();
+    assert!(parts.insert(8, 3) && !parts.insert(8, 3));
+    assert!(parts.has(8, 3) && parts.has(9, 6) && parts.has(9, 7) && !parts.has(9, 8));
+    assert!(!parts.has(7, 1), "only half of it");
+    assert!(parts.insert(9, 4) && parts.has(9, 4) && !parts.has(8, 2) && parts.has(8, 3));
+    assert!(parts.insert(8, 2) && parts.has(7, 1));
+    assert_eq!(Parts::from_bytes(9, parts.as_bytes()), Some(parts));
+    assert_eq!(Parts::from_bytes(9, &[1, 2, 3]), None);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Create { node: usize, number: u8 },
+    Remove { node: usize, which: usize },
+    Work { node: usize },
+    Tell { from: usize, to: usize },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0usize..5, 0u8..4).prop_map(|(node, number)| Event::Create { node, number }),
+        (0usize..5, 0usize..5).prop_map(|(node, which)| Event::Remove { node, which }),
+        (0usize..5).prop_map(|node| Event::Work { node }),
+        (0usize..5, 0usize..5).prop_map(|(from, to)| Event::Tell { from, to }),
+        (0usize..5, 0usize..5).prop_map(|(from, to)| Event::Tell { from, to }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn whatever_is_changed_wherever_all_end_with_one_layout(
+        events in prop::collection::vec(event(), 0..14)
+    ) {
+        let first = History::new(layout(&[1; 5], 2));
+        let uids: Vec<Uid> = first.head().members().iter().map(|member| member.uid).collect();
+        let mut nodes = vec![first; 5];
+        for event in events {
+            match event {
+                Event::Create { node, number } => {
+                    let change = Change::CreateKeyspace(keyspace(&format!("k{number}"), 1 + number));
+                    if let Ok(child) = nodes[node].head().changed(&[change], vec![node as u8], None) {
+                        nodes[node] = nodes[node].with_child(child).unwrap();
+                    }
+                }
+                Event::Remove { node, which } => {
+                    let change = Change::Remove { uid: uids[which], lost: false };
+                    if let Ok(child) = nodes[node].head().changed(&[change], vec![node as u8], None) {
+                        nodes[node] = nodes[node].with_child(child).unwrap();
+                    }
+                }
+                Event::Work { node } => nodes[node] = work(&nodes[node], uids[node]),
+                Event::Tell { from, to } => {
+                    let joined = nodes[to].join(&nodes[from]).unwrap();
+                    prop_assert_eq!(&joined, &nodes[from].join(&nodes[to]).unwrap());
+                    prop_assert_eq!(&joined.join(&nodes[from]).unwrap(), &joined);
+                    prop_assert_eq!(&joined.join(&nodes[to]).unwrap(), &joined);
+                    nodes[to] = joined;
+                }
+            }
+        }
+        for round in 0..30 {
+            for to in 0..5 {
+                for from in 0..5 {
+                    nodes[to] = nodes[to].join(&nodes[from]).unwrap();
+                }
+            }
+            if nodes.iter().all(|it| *it == nodes[0]) && nodes[0].is_settled() {
+                return Ok(());
+            }
+            for node in 0..5 {
+                nodes[node] = work(&nodes[node], uids[node]);
+            }
+            prop_assert!(round < 29, "no end: {} layouts", nodes[0].layouts().len());
+        }
+    }
+}
