@@ -88,6 +88,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     node.spawn(compact::watch(Arc::clone(&node)));
     node.spawn(handoff::run(Arc::clone(&node)));
     node.spawn(moves::run(Arc::clone(&node)));
+    node.spawn(moves::sweep(Arc::clone(&node)));
     node.spawn(membership::keep_telling(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));
 

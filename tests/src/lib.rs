@@ -18,6 +18,7 @@ pub mod process;
 pub mod readme;
 pub mod rng;
 pub mod scenario;
+pub mod topology;
 
 use std::time::{Duration, Instant};
 

@@ -20,6 +20,7 @@ use crate::dynamo::write::WriteSet;
 use crate::storage::record;
 use bytes::Bytes;
 use futures_util::future::join_all;
+use futures_util::stream::StreamExt;
 use prost::Message;
 use proto::token::Token;
 use proto::v1::{Level, Move, NodeMoves, ScanAnswer, ScanCall, Stuck, TreeCall, answer, call};
@@ -35,6 +36,9 @@ const LOOK_SELDOM: Duration = Duration::from_secs(5);
 
 /// So often it is looked, though nothing moves, whether this node holds what it should not.
 const SWEEP_EVERY: Duration = Duration::from_secs(300);
+
+/// Between two such looks while copies move.
+const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
 /// Partitions fetched at once, and pages given at once.
 const IN_MAX: usize = 2;
@@ -69,6 +73,8 @@ pub struct Moves {
     wanted: Notify,
     to_tell: Notify,
     removed: AtomicBool,
+    /// Partitions are being fetched.
+    fetching: AtomicBool,
     /// Ends the process.
     gone: Notify,
     /// Bytes a second without an order.
@@ -87,6 +93,7 @@ impl Default for Moves {
             wanted: Notify::new(),
             to_tell: Notify::new(),
             removed: AtomicBool::new(false),
+            fetching: AtomicBool::new(false),
             gone: Notify::new(),
             usual_rate: AtomicU64::new(BYTES_PER_SECOND),
             out: Arc::new(Semaphore::new(OUT_MAX)),
@@ -167,7 +174,6 @@ impl Moves {
 /// Moves copies as long as the node runs.
 pub async fn run(node: Arc<Node>) {
     restore(&node);
-    let mut swept: Option<Instant> = None;
     let mut stored = clock::now();
     loop {
         let settled = node.cluster().is_ok_and(|cluster| cluster.history.is_settled());
@@ -184,18 +190,30 @@ pub async fn run(node: Arc<Node>) {
             tracing::warn!(why = failure.why, "{}", failure.what);
             tokio::time::sleep(AGAIN_AFTER).await;
         }
-        let due = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
-        let is_open = node.cluster().is_ok_and(|cluster| !cluster.history.is_settled());
-        if is_open || due {
-            swept = Some(clock::now());
-            if let Err(why) = give_up_what_is_not_ours(&node).await {
-                tracing::debug!(why, "what this node holds no more is not given up yet");
-            }
-        }
-        if is_open && stored.elapsed() > STORE_EVERY {
+        if !cluster.history.is_settled() && stored.elapsed() > STORE_EVERY {
             stored = clock::now();
             store_cursors(&node).await;
         }
+    }
+}
+
+/// Gives up copies that this node is to hold no more, as long as it runs.
+pub async fn sweep(node: Arc<Node>) {
+    let mut swept: Option<Instant> = None;
+    loop {
+        tokio::time::sleep(SWEEP_PAUSE).await;
+        let is_open = node.cluster().is_ok_and(|cluster| !cluster.history.is_settled());
+        // Once more after all is settled.
+        let due = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
+        if !is_open && !due {
+            continue;
+        }
+        match give_up_what_is_not_ours(&node).await {
+            Ok(()) if !is_open => swept = Some(clock::now()),
+            Ok(()) => swept = None,
+            Err(why) => tracing::debug!(why, "what is held no more is not given up yet"),
+        }
+        node.moves.look();
     }
 }
 
@@ -262,38 +280,26 @@ async fn sync(
     let bits = cluster.history.bits();
     lock(&node.moves.stuck).clear();
     stuck_by_others(node, cluster);
-    let (mut ready, mut running) = (Vec::new(), 0);
-    let mut to_fetch = Vec::new();
+    let (mut ready, mut to_fetch) = (Vec::new(), Vec::new());
     for task in tasks {
         let id = (task.keyspace, bits, task.partition, task.origin);
         if !task.is_new {
             ready.push(task);
             continue;
         }
-        let copy = node.moves.with(id, |copy| copy.clone());
-        match () {
-            () if copy.whole => ready.push(task),
-            () if copy.running => running += 1,
-            () => to_fetch.push((id, task)),
+        match node.moves.with(id, |copy| copy.whole) {
+            true => ready.push(task),
+            false => to_fetch.push((id, task)),
         }
     }
-    if !control.paused {
-        for (id, task) in to_fetch.into_iter().take(IN_MAX.saturating_sub(running)) {
-            node.moves.with(id, |copy| copy.running = true);
-            let (node, cluster) = (Arc::clone(node), Arc::clone(cluster));
-            let task_node = Arc::clone(&node);
-            task_node.spawn(async move {
-                fetch(&node, &cluster, id, &task).await;
-                node.moves.with(id, |copy| copy.running = false);
-                node.moves.look();
-            });
-        }
+    if !control.paused && !to_fetch.is_empty() {
+        fetch_all(node, to_fetch);
     }
     let done = compare(node, cluster, &ready).await;
     if done.is_empty() {
         return Ok(());
     }
-    for task in &done {
+    for task in done.iter().filter(|task| task.is_new) {
         let id = (task.keyspace, bits, task.partition, task.origin);
         node.moves.with(id, |copy| (copy.synced, copy.whole) = (true, true));
     }
@@ -363,6 +369,29 @@ async fn compare(node: &Arc<Node>, cluster: &Arc<Cluster>, ready: &[SyncTask]) -
         }
     }
     done
+}
+
+/// Fetches these, a few at a time, beside everything else; unless some are being fetched: then these
+/// have their turn after them.
+fn fetch_all(node: &Arc<Node>, tasks: Vec<(CopyId, SyncTask)>) {
+    if node.moves.fetching.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let this = Arc::clone(node);
+    node.spawn(async move {
+        let fetches = futures_util::stream::iter(tasks).map(|(id, task)| {
+            let node = Arc::clone(&this);
+            async move {
+                let Ok(cluster) = node.cluster() else { return };
+                node.moves.with(id, |copy| copy.running = true);
+                fetch(&node, &cluster, id, &task).await;
+                node.moves.with(id, |copy| copy.running = false);
+            }
+        });
+        fetches.buffer_unordered(IN_MAX).for_each(|()| std::future::ready(())).await;
+        this.moves.fetching.store(false, Ordering::Release);
+        this.moves.look();
+    });
 }
 
 /// Fetches a partition, page after page, from who has it.
@@ -546,46 +575,67 @@ pub async fn may_compare(node: &Arc<Node>, from: Uid, ask: &TreeCall) -> Result<
     Ok(())
 }
 
+/// A partition that this node is to give up, and those that have to be level with it first.
+struct Owed {
+    keyspace: KeyspaceId,
+    partition: u32,
+    origin: LayoutId,
+    heirs: Vec<Uid>,
+    needed: usize,
+    level: usize,
+}
+
 /// Gives up the copies that no layout has this node hold, once those who hold them are level with
 /// it.
 async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), String> {
     let cluster = node.cluster().map_err(|failure| failure.what)?;
+    let bits = cluster.history.bits();
     tree::freshen(node).await.map_err(|failure| failure.what)?;
-    let partitions = 1_u32 << cluster.history.bits();
+    let mut owed = Vec::new();
     for keyspace in cluster.history.keyspaces() {
-        let foreign = foreign(node, &cluster, keyspace).await?;
-        for partition in foreign {
+        for partition in foreign(node, &cluster, keyspace).await? {
             let configs = cluster.history.configs_of(keyspace, partition);
             let Some(newest) = configs.last() else { continue };
-            let needed = usize::from(newest.write_quorum(newest.w));
-            let mut level = 0;
-            for uid in &newest.members {
-                let Some(peer) = cluster.peers.get(uid).filter(|peer| peer.is_usable()) else {
-                    continue;
-                };
-                let span = Span::of_partition(partition, partitions);
-                let work = BTreeMap::from([((keyspace, newest.origin), vec![span])]);
-                repair::level(node, &cluster, peer, None, work).await?;
-                level += 1;
-                if level >= needed {
-                    break;
-                }
-            }
-            if level < needed {
-                return Err(format!(
-                    "{level} of {needed} replicas of partition {partition} are up"
-                ));
-            }
-            give_up(node, keyspace, partition, cluster.history.bits()).await?;
-            node.moves.got_on();
+            owed.push(Owed {
+                keyspace,
+                partition,
+                origin: newest.origin,
+                heirs: newest.members.clone(),
+                needed: newest.write_quorum(newest.w).into(),
+                level: 0,
+            });
         }
+    }
+    let mut why = String::new();
+    for peer in cluster.peers.values().filter(|peer| peer.is_usable()) {
+        let is_heir = |it: &&mut Owed| it.level < it.needed && it.heirs.contains(&peer.uid);
+        let mut inherits: Vec<&mut Owed> = owed.iter_mut().filter(is_heir).collect();
+        let mut work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>> = BTreeMap::new();
+        for it in &inherits {
+            let span = Span::of_partition(it.partition, 1 << bits);
+            work.entry((it.keyspace, it.origin)).or_default().push(span);
+        }
+        if work.is_empty() {
+            continue;
+        }
+        match repair::level(node, &cluster, peer, None, work).await {
+            Ok(()) => inherits.iter_mut().for_each(|it| it.level += 1),
+            Err(text) => why = text,
+        }
+    }
+    for it in owed.iter().filter(|it| it.level >= it.needed) {
+        give_up(node, it.keyspace, it.partition, bits).await?;
+        node.moves.got_on();
     }
     for keyspace in cluster.layout.dropped() {
-        for partition in 0..partitions {
-            give_up(node, keyspace, partition, cluster.history.bits()).await?;
+        for partition in 0..1 << bits {
+            give_up(node, keyspace, partition, bits).await?;
         }
     }
-    Ok(())
+    match owed.iter().filter(|it| it.level < it.needed).count() {
+        0 => Ok(()),
+        left => Err(format!("{left} partitions have too few level replicas: {why}")),
+    }
 }
 
 /// Partitions of which this node has copies that it should not.

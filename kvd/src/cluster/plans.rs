@@ -22,8 +22,8 @@ use std::sync::Arc;
 /// Changes in one plan, at most.
 const CHANGES_MAX: usize = 1024;
 
-/// No node may be filled above this by a plan.
-const DISK_MAX_RATIO: f64 = 0.9;
+/// Above this a plan says how full a disk would be.
+const DISK_HIGH_RATIO: f64 = 0.85;
 
 /// Changing sets of replicas takes at least so long.
 const TRANSITION_SECONDS: u64 = 5;
@@ -491,11 +491,11 @@ fn describe(
     let (losses, mut warnings) = losses(node, cluster, intent, child);
     let forces = if losses.is_empty() { Vec::new() } else { vec![FORCE_DATA_LOSS.to_owned()] };
     let peak = nodes.iter().map(|it| it.disk_ratio_after).fold(0.0, f64::max);
-    if peak > DISK_MAX_RATIO {
-        let fullest = nodes.iter().max_by(|a, b| a.disk_ratio_after.total_cmp(&b.disk_ratio_after));
-        let name = fullest.map(|it| it.node.clone()).unwrap_or_default();
-        let why = format!("{name}'s disk would be {:.0}% full", peak * 100.0);
-        return Err(errors::plan_refused(why, "more nodes, or larger disks"));
+    check_room(&nodes, &sizes)?;
+    let gets_full = |it: &&PlanNode| it.copies_in > 0 && it.disk_ratio_after > DISK_HIGH_RATIO;
+    for node in nodes.iter().filter(gets_full) {
+        let percent = node.disk_ratio_after * 100.0;
+        warnings.push(format!("{}'s disk would be {percent:.0}% full", node.node));
     }
     let shown = child.keyspaces().values().map(|keyspace| keyspace.n).max().unwrap_or(1);
     let fullest = |spread| {
@@ -546,12 +546,28 @@ fn describe(
     })
 }
 
+/// What a node gets has to fit on its disk, with a tenth of what is free to spare.
+fn check_room(nodes: &[PlanNode], sizes: &Sizes) -> Result<(), Failure> {
+    for node in nodes {
+        let Some((total, used)) = sizes.by_name.get(&node.node) else { continue };
+        let (free, comes) = (total - used, sizes.copy * u64::from(node.copies_in));
+        if *total > 0 && comes > free / 10 * 9 {
+            let (free, comes) = (free >> 20, comes >> 20);
+            let why = format!("{} would get {comes} MiB, and has {free} MiB free", node.node);
+            return Err(errors::plan_refused(why, "more nodes, or larger disks"));
+        }
+    }
+    Ok(())
+}
+
 /// What is known of how much there is.
 struct Sizes {
     /// A copy, on average, bytes.
     copy: u64,
     /// Bytes of each node's disk, and of those, used.
     disks: BTreeMap<Uid, (u64, u64)>,
+    /// The same by name.
+    by_name: BTreeMap<String, (u64, u64)>,
 }
 
 impl Sizes {
@@ -568,7 +584,8 @@ impl Sizes {
             let used = stats.disk_total_bytes.saturating_sub(stats.disk_free_bytes);
             disks.insert(uid, (stats.disk_total_bytes, used));
         }
-        Self { copy: bytes / copies.max(1), disks }
+        let by_name = disks.iter().map(|(uid, disk)| (cluster.name_of(*uid), *disk)).collect();
+        Self { copy: bytes / copies.max(1), disks, by_name }
     }
 }
 

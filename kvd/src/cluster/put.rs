@@ -34,6 +34,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// Between two looks whether a node that has just been made a member is linked to.
+const LINK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Before a write sets out anew though nothing new was learned.
 const LAYOUT_PAUSE: Duration = Duration::from_millis(10);
 
@@ -241,6 +244,13 @@ impl ClientWrite {
 }
 
 impl Checked {
+    /// Whether it may wait for nodes that are not up yet: while replicas change, and as long as
+    /// there is time to tell the client that they did not come.
+    fn may_wait(&self) -> bool {
+        let left = self.deadline.saturating_duration_since(clock::now());
+        !self.cluster.history.is_settled() && left > self.started.elapsed()
+    }
+
     /// Who has a part in it, by the layouts as they are known.
     fn parties(&self) -> Result<Parties, Failure> {
         let (keyspace, token) = (self.key.keyspace(), self.key.token());
@@ -335,11 +345,19 @@ async fn coordinate_here(
     if is_put && node.disk_full.load(Ordering::Relaxed) {
         return Err(errors::disk_full(&checked.cluster.name_of(node.uid)));
     }
-    let spec = checked.spec(node, &parties);
-    let stand_in_for = spec.stands_in_for();
-    let (write, mut steps) = match Write::start(spec) {
-        Ok(started) => started,
-        Err(_too_few) => return Err(refused_at_once(&checked, &parties.homes)),
+    let (write, mut steps, stand_in_for) = loop {
+        let spec = checked.spec(node, &parties);
+        let stand_in_for = spec.stands_in_for();
+        match Write::start(spec) {
+            Ok((write, steps)) => break (write, steps, stand_in_for),
+            Err(_too_few) if !checked.may_wait() => {
+                return Err(refused_at_once(&checked, &parties.homes));
+            }
+            // Who has just been made a member is linked to in a moment.
+            Err(_too_few) => tokio::time::sleep(LINK_PAUSE).await,
+        }
+        checked.cluster = node.cluster()?;
+        parties = checked.parties()?;
     };
     if let Some(Value::Plain(sent)) = &checked.intent.record.value {
         let kept = value::keep(checked.compression, sent.clone(), checked.deadline).await?;
@@ -473,9 +491,15 @@ impl Put {
             tokio::time::sleep(LAYOUT_PAUSE).await; // another is just exchanging with it
             self.checked.cluster = self.node.cluster()?;
         }
-        let parties = self.checked.parties()?;
-        let spec = self.checked.spec(&self.node, &parties);
-        let Ok((write, steps)) = Write::start(spec) else { return Err(self.unmet()) };
+        let (write, steps, parties) = loop {
+            let parties = self.checked.parties()?;
+            match Write::start(self.checked.spec(&self.node, &parties)) {
+                Ok((write, steps)) => break (write, steps, parties),
+                Err(_too_few) if !self.checked.may_wait() => return Err(self.unmet()),
+                Err(_too_few) => tokio::time::sleep(LINK_PAUSE).await,
+            }
+            self.checked.cluster = self.node.cluster()?;
+        };
         (self.write, self.homes, self.stale) = (write, parties.homes, None);
         self.under_way = FuturesUnordered::new();
         self.sent.clear();
