@@ -1,5 +1,9 @@
 //! The grammar: what may be typed, and its help. No behaviour.
 
+mod change;
+
+pub(crate) use change::*;
+
 use crate::output::{Color, Format};
 use crate::time::parse_duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -43,7 +47,7 @@ pub(crate) struct Global {
     /// How to print the answer [env: KVCTL_OUTPUT]
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
     pub output: Option<Format>,
-    /// Longest wait for an answer, such as 500ms, 10s or 2m [env: KVCTL_TIMEOUT]
+    /// Longest wait for an answer, such as 500ms, 10s or 2m; typed after a command that waits, for all of it [env: KVCTL_TIMEOUT]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
     /// Longest wait for a connection
@@ -88,15 +92,28 @@ pub(crate) enum Command {
     /// Report how the cluster is
     #[command(after_help = "Examples:\n  kvctl status\n  kvctl status -o json | jq .data.verdict")]
     Status,
-    /// Inspect nodes
+    /// Exit 0 if all is as it must be, 11 if not: for scripts
+    Check(Check),
+    /// Inspect, add, remove and change nodes
     #[command(subcommand)]
     Nodes(Nodes),
     /// Inspect the ring
     #[command(subcommand)]
     Ring(Ring),
-    /// Make and inspect keyspaces
+    /// Make, inspect and delete keyspaces
     #[command(subcommand)]
     Keyspaces(Keyspaces),
+    /// Show and change what N, R and W of a keyspace are
+    #[command(subcommand)]
+    Quorum(Quorum),
+    /// Move copies until every node has its fair share
+    Rebalance(Rebalance),
+    /// Make, keep, compare and apply plans
+    #[command(subcommand)]
+    Plan(Plan),
+    /// See and steer what is under way in the cluster
+    #[command(subcommand)]
+    Ops(Ops),
     /// Prove the checksum of every record, and heal what is bad
     #[command(subcommand)]
     Scrub(Scrub),
@@ -436,6 +453,24 @@ pub(crate) enum Nodes {
         #[arg(value_name = "NODE")]
         node: String,
     },
+    /// Add nodes to the cluster
+    Add(Add),
+    /// Take nodes out of the cluster
+    Remove(Remove),
+    /// Put a new node in the place of another
+    Replace(Replace),
+    /// Change a node's weight, zone or address
+    Set(Set),
+    /// Have a node take no more client requests, before it is restarted
+    Drain(Drain),
+    /// Have a node take client requests again
+    #[command(after_help = "Examples:\n  kvctl nodes undrain n4")]
+    Undrain {
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+    /// Wait until a node is up, in sync, or gone
+    Wait(WaitNode),
 }
 
 /// A state as `nodes list --state` takes it.
@@ -632,6 +667,16 @@ pub(crate) enum Keyspaces {
         #[arg(long, value_name = "BYTES")]
         value_bytes_max: Option<u32>,
     },
+    /// Delete a keyspace with all that is in it
+    #[command(
+        after_help = "Examples:\n  kvctl keyspaces delete logs --dry-run\n  kvctl keyspaces delete logs --yes --force=data-loss"
+    )]
+    Delete {
+        #[arg(value_name = "NAME")]
+        name: String,
+        #[command(flatten)]
+        propose: Propose,
+    },
 }
 
 /// N, R, W, mode and compression of a keyspace.
@@ -703,6 +748,7 @@ pub(crate) struct Init {
     pub policy: Policy,
 }
 
+/// A node to be and where it listens.
 fn parse_member(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, address)) if !name.is_empty() && !address.is_empty() => {

@@ -8,12 +8,14 @@ use crate::time::parse_duration;
 use clap::ValueEnum;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const KEYSPACE: &str = "default";
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for an answer where nothing else is said.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a command goes by.
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
     pub keyspace: String,
     pub format: Format,
     pub timeout: Duration,
+    /// The timeout that was typed: of a command that waits, it bounds the whole wait.
+    pub wait_timeout: Option<Duration>,
     pub connect_timeout: Duration,
     pub color_stdout: bool,
     pub color_stderr: bool,
@@ -38,6 +42,29 @@ pub(crate) struct Settings {
     pub unattended: bool,
     /// Where member addresses are kept; none without a home directory.
     pub seeds: Option<PathBuf>,
+    pub parting: Parting,
+}
+
+/// What is said when a signal ends the command: what goes on without it, and how to see it again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Parting(Arc<Mutex<Option<String>>>);
+
+impl Parting {
+    /// Words for a signal that comes from now on.
+    pub(crate) fn set(&self, words: String) {
+        if let Ok(mut kept) = self.0.lock() {
+            *kept = Some(words);
+        }
+    }
+
+    /// Says them, on a line of their own: a bar may be in the one above.
+    pub(crate) fn say(&self) {
+        if let Ok(kept) = self.0.lock()
+            && let Some(words) = &*kept
+        {
+            let _ = writeln!(io::stderr(), "\n{}", crate::output::printable(words));
+        }
+    }
 }
 
 /// The config file. kvtop reads it too, so what is unknown here is left alone.
@@ -99,6 +126,7 @@ impl Settings {
                 .unwrap_or_else(|| KEYSPACE.to_owned()),
             format: flags.output.or(format).unwrap_or_default(),
             timeout: flags.timeout.or(timeout).unwrap_or(TIMEOUT),
+            wait_timeout: flags.timeout,
             connect_timeout: flags.connect_timeout.or(connect_timeout).unwrap_or(CONNECT_TIMEOUT),
             color_stdout: colored(io::stdout().is_terminal()),
             color_stderr: colored(io::stderr().is_terminal()),
@@ -110,6 +138,7 @@ impl Settings {
                 || env("CI").is_some_and(|ci| ci == "true")
                 || !(io::stdin().is_terminal() && io::stderr().is_terminal()),
             seeds: directory(&env, "XDG_STATE_HOME", ".local/state").map(|dir| dir.join("seeds")),
+            parting: Parting::default(),
         })
     }
 

@@ -21,7 +21,8 @@ const REMEMBER: Duration = Duration::from_millis(500);
 /// The way to one cluster.
 pub(crate) struct Connection {
     settings: Settings,
-    kept: Option<Seeds>,
+    /// The members, as of an earlier command or of what this one has seen.
+    kept: std::sync::Mutex<Option<Seeds>>,
     /// Whether this command has already seen the member list.
     seen: AtomicBool,
     current: Mutex<Current>,
@@ -60,7 +61,7 @@ impl Connection {
             settings.seeds.as_ref().and_then(|folder| Seeds::read(folder, &settings.endpoints));
         Self {
             settings: settings.clone(),
-            kept,
+            kept: std::sync::Mutex::new(kept),
             seen: AtomicBool::new(false),
             current: Mutex::default(),
         }
@@ -70,7 +71,7 @@ impl Connection {
     pub(crate) fn unacquainted(settings: &Settings) -> Self {
         Self {
             settings: Settings { cluster_id: None, ..settings.clone() },
-            kept: None,
+            kept: std::sync::Mutex::default(),
             seen: AtomicBool::new(false),
             current: Mutex::default(),
         }
@@ -135,7 +136,7 @@ impl Connection {
     pub(crate) async fn remember(&self) {
         let fresh = |kept: &Seeds| kept.fresh(now_ms());
         let seen = self.seen.load(Ordering::Relaxed);
-        if seen || self.settings.seeds.is_none() || self.kept.as_ref().is_some_and(fresh) {
+        if seen || self.settings.seeds.is_none() || self.kept().as_ref().is_some_and(fresh) {
             return;
         }
         let link = self.current.lock().await.link.clone();
@@ -149,15 +150,35 @@ impl Connection {
 
     fn keep(&self, view: &ClusterView) {
         self.seen.store(true, Ordering::Relaxed);
-        if let (Some(folder), Some(seeds)) = (&self.settings.seeds, Seeds::of_view(view)) {
-            let same = |kept: &Seeds| {
-                kept.cluster_id == seeds.cluster_id
-                    && kept.addresses == seeds.addresses
-                    && kept.fresh(seeds.at_ms)
-            };
-            if !self.kept.as_ref().is_some_and(same) {
-                seeds.write(folder, &self.settings.endpoints);
-            }
+        let Some(seeds) = Seeds::of_view(view) else {
+            return;
+        };
+        let same = |kept: &Seeds| {
+            kept.cluster_id == seeds.cluster_id
+                && kept.addresses == seeds.addresses
+                && kept.fresh(seeds.at_ms)
+        };
+        if self.kept().as_ref().is_some_and(same) {
+            return;
+        }
+        if let Some(folder) = &self.settings.seeds {
+            seeds.write(folder, &self.settings.endpoints);
+        }
+        // A command that goes on for long needs them itself, should its node be lost.
+        if let Ok(mut kept) = self.kept.lock() {
+            *kept = Some(seeds);
+        }
+    }
+
+    fn kept(&self) -> Option<Seeds> {
+        self.kept.lock().map_or(None, |kept| kept.clone())
+    }
+
+    /// Goes to another node for what comes next, if one can be reached.
+    pub(crate) async fn leave_node(&self) {
+        let link = self.current.lock().await.link.clone();
+        if let Some(link) = link {
+            let _ = self.connected(Some(&link)).await;
         }
     }
 
@@ -213,9 +234,9 @@ impl Connection {
 
     /// The given endpoints, then those kept; one that was just lost comes last.
     fn candidates(&self, last: Option<String>) -> Vec<String> {
-        let kept = self.kept.iter().flat_map(|kept| &kept.addresses);
+        let kept = self.kept().map(|kept| kept.addresses).unwrap_or_default();
         let mut candidates: Vec<String> = Vec::new();
-        for endpoint in self.settings.endpoints.iter().chain(kept) {
+        for endpoint in self.settings.endpoints.iter().chain(&kept) {
             if !candidates.contains(endpoint) && last.as_ref() != Some(endpoint) {
                 candidates.push(endpoint.clone());
             }
@@ -228,8 +249,8 @@ impl Connection {
     /// cluster it is for: either way, ask before anything is read or written.
     async fn check_cluster(&self, client: &Client) -> Result<(), Failure> {
         let given = self.settings.endpoints.iter().any(|e| e == client.endpoint());
-        let kept = self.kept.as_ref().filter(|_| !given);
-        let wanted = match (&self.settings.cluster_id, kept) {
+        let kept = self.kept().filter(|_| !given);
+        let wanted = match (&self.settings.cluster_id, &kept) {
             (Some(id), _) => id,
             (None, Some(kept)) => &kept.cluster_id,
             (None, None) => return Ok(()),
@@ -243,7 +264,7 @@ impl Connection {
         if !wanted.is_empty() && found.starts_with(wanted.as_str()) {
             return Ok(());
         }
-        let advice = match (&self.settings.seeds, kept) {
+        let advice = match (&self.settings.seeds, &kept) {
             (Some(folder), Some(_)) => format!(
                 "another --endpoint; if the cluster was made anew, remove {}",
                 seeds::path(folder, &self.settings.endpoints).display()
@@ -310,7 +331,8 @@ async fn fetch_view(client: Client, budget: Duration) -> Result<Response<Cluster
 /// Whether another node may well do what this one did not.
 fn worth_another_node(status: &Status) -> bool {
     match proto::error::detail(status) {
-        Some(detail) => detail.code() == ErrorCode::Draining,
+        // A node that was just removed knows no more of the cluster it was asked about.
+        Some(detail) => matches!(detail.code(), ErrorCode::Draining | ErrorCode::Removed),
         None => Exit::of_status(status) == Exit::Unreachable,
     }
 }
@@ -345,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lost_connection_or_a_draining_node_is_left_for_another() {
+    fn only_a_lost_connection_or_a_node_that_is_going_is_left_for_another() {
         let detail = |code: ErrorCode| {
             proto::error::status(&proto::v1::ErrorDetail {
                 code: code as i32,
@@ -354,6 +376,7 @@ mod tests {
         };
         assert!(worth_another_node(&Status::unavailable("x")));
         assert!(worth_another_node(&detail(ErrorCode::Draining)));
+        assert!(worth_another_node(&detail(ErrorCode::Removed)));
         assert!(!worth_another_node(&detail(ErrorCode::QuorumUnmet)));
         assert!(!worth_another_node(&Status::deadline_exceeded("x")));
         assert!(in_doubt(&Status::deadline_exceeded("x")));

@@ -147,6 +147,11 @@ impl Failure {
         self
     }
 
+    /// Whether a write may have been stored although nobody said so.
+    pub(crate) fn is_outcome_unknown(&self) -> bool {
+        self.words.outcome == Some(Outcome::Unknown)
+    }
+
     /// Name of the error: `QUORUM_UNMET`.
     pub(crate) fn code(&self) -> &'static str {
         self.words.code

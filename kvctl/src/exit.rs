@@ -31,18 +31,21 @@ pub(crate) const MEANINGS: [(Exit, &str); 16] = [
     (Exit::Ok, "done"),
     (Exit::Internal, "unexpected failure; please report it"),
     (Exit::Usage, "usage or configuration"),
-    (Exit::NotFound, "no such key, node or keyspace"),
+    (Exit::NotFound, "no such key, node, keyspace, plan or operation"),
     (
         Exit::Conflict,
-        "conflict: several concurrent values, a context that does not fit, a name that is taken",
+        "conflict: several concurrent values, a context that does not fit, a name that is taken, a stale plan",
     ),
     (Exit::QuorumUnmet, "quorum not met; see the outcome"),
     (Exit::Unreachable, "no node reachable, or connection lost"),
-    (Exit::TimedOut, "timed out"),
-    (Exit::Refused, "refused by a safety check"),
+    (Exit::TimedOut, "timed out or stalled; an operation in the cluster goes on"),
+    (
+        Exit::Refused,
+        "refused by a safety check; the message names the --force that lifts it, if one does",
+    ),
     (Exit::Unconfirmed, "confirmation needed (no terminal and no --yes) or declined"),
     (Exit::NotPermitted, "not permitted"),
-    (Exit::No, "the answer is no"),
+    (Exit::No, "the answer is no: a check failed, a plan differs"),
     (Exit::Partial, "partly done; what failed is listed"),
     (Exit::Interrupted, "interrupted"),
     (Exit::BrokenPipe, "the reader of the output went away"),
@@ -145,6 +148,11 @@ mod tests {
             (21, 4),
             (22, 5),
             (23, 5),
+            (24, 4),
+            (25, 8),
+            (26, 3),
+            (27, 4),
+            (28, 10),
         ];
         for (code, exit) in expected {
             let code = ErrorCode::try_from(code).unwrap();
@@ -154,7 +162,7 @@ mod tests {
             assert_eq!(Exit::of_status(&status) as u8, exit, "{code:?}");
         }
         // One more code in the contract must get a line above.
-        assert!(ErrorCode::try_from(24).is_err());
+        assert!(ErrorCode::try_from(29).is_err());
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! `kvctl`: the scriptable command line of kvd. Parses, runs one command, exits with its code.
 
+mod change;
 mod cli;
 mod commands;
 mod config;
+mod confirm;
 mod connection;
 mod context;
 mod error;
 mod exit;
 mod key;
 mod output;
+mod patience;
+mod plan_file;
 mod seeds;
 mod table;
 mod time;
+mod topology;
+mod units;
 mod value;
 
 use crate::config::Settings;
@@ -21,6 +27,9 @@ use clap::Parser;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Longest wait for a command to stop when a signal ends it: it may be in a write nobody reads.
+const STOP: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {
@@ -35,7 +44,7 @@ fn main() -> ExitCode {
         Ok(runtime) => {
             let exit = run(&runtime, settings.clone(), cli.command);
             // A read of stdin that nobody will answer must not hold the process.
-            runtime.shutdown_timeout(Duration::from_millis(200));
+            runtime.shutdown_timeout(STOP);
             exit
         }
         Err(error) => Err(Failure::internal(format!("no async runtime: {error}"))),
@@ -57,19 +66,18 @@ fn run(
         ) else {
             return Err(Failure::internal("signals cannot be caught"));
         };
-        let running = tokio::spawn(commands::run(settings, command));
-        let stop = running.abort_handle();
-        tokio::select! {
-            done = running => done.unwrap_or_else(|panic| Err(Failure::internal(panic.to_string()))),
-            _ = interrupt.recv() => {
-                stop.abort();
-                Ok(Exit::Interrupted)
-            }
-            _ = terminate.recv() => {
-                stop.abort();
-                Ok(Exit::Terminated)
-            }
-        }
+        let parting = settings.parting.clone();
+        let mut running = tokio::spawn(commands::run(settings, command));
+        let exit = tokio::select! {
+            done = &mut running => return done.unwrap_or_else(|panic| Err(Failure::internal(panic.to_string()))),
+            _ = interrupt.recv() => Exit::Interrupted,
+            _ = terminate.recv() => Exit::Terminated,
+        };
+        running.abort();
+        // A bar is taken away with the task, and would take words below it along.
+        let _ = tokio::time::timeout(STOP, running).await;
+        parting.say();
+        Ok(exit)
     })
 }
 

@@ -1,5 +1,6 @@
 //! Aligned columns.
 
+use std::borrow::Cow;
 use unicode_width::UnicodeWidthStr;
 
 /// Rows under titles. Columns marked wide are left out of the plain table.
@@ -9,9 +10,9 @@ pub(crate) struct Table {
     rows: Vec<Vec<Cell>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Column {
-    title: &'static str,
+    title: Cow<'static, str>,
     wide: bool,
 }
 
@@ -48,6 +49,11 @@ impl Cell {
         Self { text: crate::output::printable(&text.into()), tone }
     }
 
+    /// The same, and something more.
+    pub(crate) fn and(self, more: &str) -> Self {
+        Self::toned(format!("{}, {more}", self.text), self.tone)
+    }
+
     /// The same, behind the name of what it is said of.
     pub(crate) fn after(self, name: &str) -> Self {
         Self::toned(format!("{name} {}", self.text), self.tone)
@@ -64,8 +70,8 @@ impl Table {
     /// An empty table; a title that starts with `+` is of a wide column.
     pub(crate) fn new(titles: &[&'static str]) -> Self {
         let columns = titles.iter().map(|title| match title.strip_prefix('+') {
-            Some(title) => Column { title, wide: true },
-            None => Column { title, wide: false },
+            Some(title) => Column { title: title.into(), wide: true },
+            None => Column { title: (*title).into(), wide: false },
         });
         Self { columns: columns.collect(), rows: Vec::new() }
     }
@@ -74,6 +80,17 @@ impl Table {
     pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         assert_eq!(cells.len(), self.columns.len(), "a cell for every column");
         self.rows.push(cells);
+    }
+
+    /// Puts a column of as many cells as there are rows in front of the one with this title.
+    pub(crate) fn insert(&mut self, before: &str, title: String, cells: Vec<Cell>) {
+        assert_eq!(cells.len(), self.rows.len(), "a cell for every row");
+        let found = self.columns.iter().position(|column| column.title == before);
+        let at = found.unwrap_or(self.columns.len());
+        self.columns.insert(at, Column { title: title.into(), wide: false });
+        for (row, cell) in self.rows.iter_mut().zip(cells) {
+            row.insert(at, cell);
+        }
     }
 
     /// The table for people.
@@ -85,7 +102,7 @@ impl Table {
             cells.chain([self.columns[at].title.width()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = shown.iter().map(|at| width(*at)).collect();
-        let titles = shown.iter().map(|at| (self.columns[*at].title, "\x1b[2m"));
+        let titles = shown.iter().map(|at| (self.columns[*at].title.as_ref(), "\x1b[2m"));
         let mut text = line(titles, &widths, color);
         for row in &self.rows {
             let cells = shown.iter().map(|at| (row[*at].text.as_str(), row[*at].tone.sequence()));
@@ -94,12 +111,16 @@ impl Table {
         text
     }
 
-    /// The table as tab-separated values: every column, titles in lower case.
+    /// The table as tab-separated values: every column, titles in lower case and without what
+    /// is in brackets, which may be otherwise tomorrow.
     pub(crate) fn tsv(&self) -> String {
         let titles: Vec<String> = self
             .columns
             .iter()
-            .map(|column| column.title.to_lowercase().replace(' ', "_"))
+            .map(|column| {
+                let title = column.title.split(" (").next().unwrap_or_default();
+                title.to_lowercase().replace(' ', "_")
+            })
             .collect();
         let mut text = titles.join("\t") + "\n";
         for row in &self.rows {
@@ -157,6 +178,17 @@ mod tests {
         let plain =
             coloured.replace("\x1b[1;31m", "").replace("\x1b[2m", "").replace("\x1b[0m", "");
         assert_eq!(plain, table().aligned(false, false));
+    }
+
+    #[test]
+    fn a_column_is_put_in_front_of_another() {
+        let mut table = table();
+        table.insert("STATE", "SAFE (R2)".to_owned(), vec!["yes".into(), "no".into()]);
+        assert_eq!(
+            table.aligned(false, false),
+            "NODE   SAFE (R2)  STATE\nn1     yes        up\n节点2  no         down\n"
+        );
+        assert_eq!(table.tsv(), "node\tuid\tsafe\tstate\nn1\tab\tyes\tup\n节点2\tcd\tno\tdown\n");
     }
 
     #[test]

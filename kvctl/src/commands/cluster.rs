@@ -5,16 +5,16 @@ use crate::commands::keyspaces::of_policy;
 use crate::commands::nodes::{Node, table};
 use crate::commands::status::cluster_line;
 use crate::config::{Settings, with_port};
+use crate::confirm::{Question, confirm};
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
-use crate::output::{Answer, Envelope, printable};
+use crate::output::{Answer, Envelope};
 use proto::v1::{InitClusterRequest, NewMember};
-use std::io::{self, BufRead, Write};
 
 pub(crate) async fn init(settings: &Settings, args: Init) -> Result<Exit, Failure> {
     let request = request(&args)?;
-    confirm(settings, &args, &request).await?;
+    confirm(settings, question(&args, &request)).await?;
     let mut settings = settings.clone();
     if !settings.endpoints_typed {
         // The first that answers makes the cluster; all must be reachable anyway.
@@ -39,19 +39,7 @@ pub(crate) async fn init(settings: &Settings, args: Init) -> Result<Exit, Failur
 }
 
 fn request(args: &Init) -> Result<InitClusterRequest, Failure> {
-    let zones = for_each("--zone", &args.zone, args.members.len(), &String::new())?;
-    let weights = for_each("--weight", &args.weight, args.members.len(), &0)?;
-    let members: Vec<NewMember> = args
-        .members
-        .iter()
-        .zip(zones.into_iter().zip(weights))
-        .map(|((name, address), (zone, weight))| NewMember {
-            name: name.clone(),
-            address: with_port(address),
-            zone,
-            weight,
-        })
-        .collect();
+    let members = members(&args.members, &args.zone, &args.weight)?;
     let Policy { n, r, w, mode, compression } = args.policy;
     let counts = n.is_some() || r.is_some() || w.is_some();
     let given = counts || mode.is_some() || compression.is_some();
@@ -61,6 +49,23 @@ fn request(args: &Init) -> Result<InitClusterRequest, Failure> {
         default_keyspace: given.then(|| of_policy("default", &args.policy, n_usual)),
         members,
     })
+}
+
+/// Nodes to be, with their zones and weights.
+pub(super) fn members(
+    named: &[(String, String)],
+    zones: &[String],
+    weights: &[u32],
+) -> Result<Vec<NewMember>, Failure> {
+    let zones = for_each("--zone", zones, named.len(), &String::new())?;
+    let weights = for_each("--weight", weights, named.len(), &0)?;
+    let member = |((name, address), (zone, weight)): (&(String, String), _)| NewMember {
+        name: name.clone(),
+        address: with_port(address),
+        zone,
+        weight,
+    };
+    Ok(named.iter().zip(zones.into_iter().zip(weights)).map(member).collect())
 }
 
 /// One value for each member: as many as there are, one for all, or the usual.
@@ -81,55 +86,18 @@ fn for_each<T: Clone>(
     }
 }
 
-async fn confirm(
-    settings: &Settings,
-    args: &Init,
-    request: &InitClusterRequest,
-) -> Result<(), Failure> {
-    if settings.yes {
-        return Ok(());
-    }
-    let command = command_line(std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()));
-    if settings.unattended {
-        let what = format!("making cluster {} needs a confirmation", args.name);
-        return Err(Failure::new(Exit::Unconfirmed, "CONFIRMATION_NEEDED", what)
-            .why("nobody can be asked: no terminal, CI=true or --no-input")
-            .state("nothing was sent")
-            .advice(command.clone())
-            .field("command", command.into()));
-    }
-    let mut question = format!("cluster {} of {} nodes\n", args.name, request.members.len());
-    for member in &request.members {
+fn question(args: &Init, request: &InitClusterRequest) -> Question {
+    let line = |member: &NewMember| {
         let zone = if member.zone.is_empty() { "default" } else { &member.zone };
         let (name, address, weight) = (&member.name, &member.address, member.weight.max(1));
-        question += &format!("  {name}  {address}  zone {zone}  weight {weight}\n");
+        format!("  {name}  {address}  zone {zone}  weight {weight}")
+    };
+    let head = format!("cluster {} of {} nodes", args.name, request.members.len());
+    Question {
+        what: format!("making cluster {}", args.name),
+        details: [head].into_iter().chain(request.members.iter().map(line)).collect(),
+        ask: "Make it?".to_owned(),
     }
-    let shown: String = question.lines().map(|line| printable(line) + "\n").collect();
-    let _ = write!(io::stderr(), "{shown}Make it? [y/N] ");
-    // On a thread of its own, so that Ctrl-C is heard while nobody answers.
-    let answer = tokio::task::spawn_blocking(|| {
-        let mut line = String::new();
-        io::stdin().lock().read_line(&mut line).map(|_| line)
-    });
-    match answer.await {
-        Ok(Ok(line)) if ["y", "yes"].contains(&line.trim().to_lowercase().as_str()) => Ok(()),
-        _ => Err(Failure::new(Exit::Unconfirmed, "DECLINED", "declined").state("nothing was sent")),
-    }
-}
-
-/// The same command for a shell, with the confirmation in it.
-fn command_line(args: impl Iterator<Item = String>) -> String {
-    let words = args.skip(1).filter(|arg| arg != "--no-input").map(|arg| quoted(&arg));
-    let words: Vec<String> = ["kvctl".to_owned()].into_iter().chain(words).collect();
-    words.join(" ") + " --yes"
-}
-
-fn quoted(arg: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=:.,/@%+[]".contains(c);
-    if !arg.is_empty() && arg.chars().all(plain) {
-        return arg.to_owned();
-    }
-    format!("'{}'", arg.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
@@ -160,14 +128,5 @@ mod tests {
         assert!(bare.default_keyspace.is_none());
         let uneven = requested("kvctl cluster init --name p n1=a:1 n2=b:1 n3=c:1 --zone x,y");
         assert_eq!(uneven.unwrap_err().exit, Exit::Usage);
-    }
-
-    #[test]
-    fn the_command_to_repeat_can_be_pasted() {
-        let args = ["/bin/kvctl", "cluster", "init", "--name", "it's", "n1=a:1"];
-        assert_eq!(
-            command_line(args.map(str::to_owned).into_iter()),
-            r"kvctl cluster init --name 'it'\''s' n1=a:1 --yes"
-        );
     }
 }

@@ -1,6 +1,7 @@
-//! `keyspaces list|show|create`: the named policies.
+//! `keyspaces list|show|create|delete`: the named policies.
 
-use crate::cli::{CompressionArg, ModeArg, Policy};
+use super::propose;
+use crate::cli::{CompressionArg, ModeArg, Policy, Propose};
 use crate::config::Settings;
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
@@ -9,6 +10,7 @@ use crate::output::{Answer, Envelope};
 use crate::table::{Cell, Table, Tone};
 use crate::value::size;
 use proto::VALUE_BYTES_MAX;
+use proto::v1::change::Change as Wanted;
 use proto::v1::{Compression, CreateKeyspaceRequest, Keyspace, KeyspaceView, Mode};
 use serde::Serialize;
 
@@ -128,6 +130,15 @@ pub(crate) async fn create(
     Ok(Exit::Ok)
 }
 
+pub(crate) async fn delete(
+    settings: &Settings,
+    connection: &Connection,
+    name: String,
+    propose: Propose,
+) -> Result<Exit, Failure> {
+    propose::propose(settings, connection, vec![Wanted::DropKeyspace(name)], propose).await
+}
+
 /// The policy the flags describe: R and W are majorities of N unless they are given.
 pub(crate) fn of_policy(name: &str, policy: &Policy, n_usual: u32) -> Keyspace {
     let n = policy.n.unwrap_or(n_usual);
@@ -156,11 +167,21 @@ fn name_of(view: &KeyspaceView) -> &str {
     view.keyspace.as_ref().map_or("", |keyspace| &keyspace.name)
 }
 
-fn mode_name(mode: Mode) -> &'static str {
+/// A mode as people and scripts read it.
+pub(crate) fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Sloppy => "sloppy",
         Mode::Strict => "strict",
         Mode::Unspecified => "unknown",
+    }
+}
+
+/// The mode of a name.
+pub(crate) fn mode_from_name(name: &str) -> Result<Mode, Failure> {
+    match name {
+        "sloppy" => Ok(Mode::Sloppy),
+        "strict" => Ok(Mode::Strict),
+        other => Err(Failure::usage(format!("mode {other} is neither sloppy nor strict"))),
     }
 }
 

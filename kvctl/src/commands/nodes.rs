@@ -2,6 +2,7 @@
 
 use crate::cli::{NodeOrder, NodeStateFilter};
 use crate::commands::lag;
+use crate::commands::safety::SafeToStop;
 use crate::config::Settings;
 use crate::connection::Connection;
 use crate::error::Failure;
@@ -11,7 +12,7 @@ use crate::table::{Cell, Table, Tone};
 use crate::time::{for_people, rfc3339};
 use crate::value::{hex, size};
 use proto::histogram::{dense, quantile};
-use proto::v1::{ClusterView, Histogram, NodeState, NodeStats, NodeView, SeenBy};
+use proto::v1::{ClusterView, Histogram, Membership, NodeState, NodeStats, NodeView, SeenBy};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ pub(crate) struct Node {
     zone: String,
     weight: u32,
     state: &'static str,
+    membership: &'static str,
+    /// It takes no client requests, as it last said.
+    draining: bool,
     since: Option<String>,
     why: String,
     share_ratio: f64,
@@ -47,6 +51,9 @@ pub(crate) struct Node {
     views: Views,
     stats: Option<Stats>,
     stats_at: Option<String>,
+    /// Only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    safe_to_stop: Option<SafeToStop>,
 }
 
 /// What is known to be missing on a node.
@@ -139,9 +146,7 @@ pub(crate) async fn show(
     name: &str,
 ) -> Result<Exit, Failure> {
     let view = connection.view().await?;
-    let Some(node) = view.nodes.iter().find(|node| node.name == name) else {
-        return Err(unknown(&view, name));
-    };
+    let node = find(&view, name)?;
     let answer = Answer {
         envelope: &Envelope::of_view(
             "kvctl.nodes.show/v1",
@@ -154,6 +159,11 @@ pub(crate) async fn show(
     };
     answer.print(settings)?;
     Ok(Exit::Ok)
+}
+
+/// The node of this name.
+pub(crate) fn find<'a>(view: &'a ClusterView, name: &str) -> Result<&'a NodeView, Failure> {
+    view.nodes.iter().find(|node| node.name == name).ok_or_else(|| unknown(view, name))
 }
 
 /// The table of nodes, which `status` shows too.
@@ -205,12 +215,32 @@ pub(crate) fn state_name(state: NodeState) -> &'static str {
     }
 }
 
-/// The state of a node with its sign, and whether it may vote.
+/// What most nodes are.
+pub(crate) const MEMBER: &str = "member";
+
+/// Whether a node has come to stay, as scripts read it.
+pub(crate) fn membership_name(membership: Membership) -> &'static str {
+    match membership {
+        // A kvd that does not say knows members only.
+        Membership::Member | Membership::Unspecified => MEMBER,
+        Membership::Joining => "joining",
+        Membership::Leaving => "leaving",
+    }
+}
+
+/// The state of a node with its sign, whether it may vote, and whether it comes or goes.
 pub(crate) fn node_state_cell(settings: &Settings, node: &NodeView) -> Cell {
-    match lost_data(node) {
+    let mut cell = match lost_data(node) {
         Some(true) if node.state() == NodeState::Up => Cell::toned("up, no vote", Tone::Warning),
         _ => state_cell(settings, node.state()),
+    };
+    if membership_name(node.membership()) != MEMBER {
+        cell = cell.and(membership_name(node.membership()));
     }
+    if node.draining {
+        cell = cell.and("draining");
+    }
+    cell
 }
 
 /// A state with its sign.
@@ -484,6 +514,8 @@ impl Node {
             zone: node.zone.clone(),
             weight: node.weight,
             state: state_name(node.state()),
+            membership: membership_name(node.membership()),
+            draining: node.draining,
             since: some_time(node.since_ms),
             why: node.why.clone(),
             share_ratio: node.share_ratio,
@@ -511,7 +543,15 @@ impl Node {
             views: Views::of(node),
             stats: node.stats.as_ref().map(Stats::of),
             stats_at: some_time(node.stats_at_ms),
+            safe_to_stop: None,
         }
+    }
+}
+
+impl Node {
+    /// The same, and whether it may be stopped.
+    pub(crate) fn with_safety(self, safe: SafeToStop) -> Self {
+        Self { safe_to_stop: Some(safe), ..self }
     }
 }
 

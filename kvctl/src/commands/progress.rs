@@ -31,8 +31,31 @@ pub(crate) struct Progress {
     shown: Shown,
     total: Option<u64>,
     started: Instant,
+    pace: Pace,
+}
+
+/// When the next line is due: soon enough to see that it gets on, never so often that it floods.
+pub(super) struct Pace {
     last_line: Instant,
     last_percent: u64,
+}
+
+impl Pace {
+    /// Starts now, from nothing.
+    pub(super) fn new() -> Self {
+        Self { last_line: Instant::now(), last_percent: 0 }
+    }
+
+    /// Whether a line is due; one that is counts as printed.
+    pub(super) fn due(&mut self, percent: u64) -> bool {
+        let waited = self.last_line.elapsed();
+        let further = percent >= self.last_percent + LINE_EVERY_PERCENT;
+        if waited < LINE_AT_MOST_EVERY || (waited < LINE_EVERY && !further) {
+            return false;
+        }
+        *self = Self { last_line: Instant::now(), last_percent: percent };
+        true
+    }
 }
 
 enum Shown {
@@ -56,8 +79,7 @@ impl Progress {
             shown,
             total: total.filter(|total| *total > 0),
             started: Instant::now(),
-            last_line: Instant::now(),
-            last_percent: 0,
+            pace: Pace::new(),
         }
     }
 
@@ -91,12 +113,9 @@ impl Progress {
 
     fn line(&mut self, tally: &Tally) {
         let percent = self.total.map_or(0, |total| tally.source_bytes * 100 / total);
-        let waited = self.last_line.elapsed();
-        let further = percent >= self.last_percent + LINE_EVERY_PERCENT;
-        if waited < LINE_AT_MOST_EVERY || (waited < LINE_EVERY && !further) {
+        if !self.pace.due(percent) {
             return;
         }
-        (self.last_line, self.last_percent) = (Instant::now(), percent);
         let elapsed = self.started.elapsed();
         let text = line(self.verb, tally, self.total, elapsed);
         let _ = writeln!(io::stderr(), "{} {text}", time_of_day(now_ms()));

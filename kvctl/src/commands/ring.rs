@@ -86,20 +86,9 @@ pub(crate) async fn show(
     which: Which,
 ) -> Result<Exit, Failure> {
     let view = connection.view().await?;
-    let layout = connection
-        .call("reading the layout", Kind::Read, |client, budget| {
-            let request = timed(GetLayoutRequest {}, budget);
-            async move { client.admin().get_layout(request).await }
-        })
-        .await?;
-    let keyspace = keyspace(&layout, &settings.keyspace)?.name.clone();
-    let reply: PartitionsReply = connection
-        .call("asking who holds what", Kind::Read, |client, budget| {
-            let (keyspace, node) = (keyspace.clone(), which.node.clone().unwrap_or_default());
-            let request = timed(GetPartitionsRequest { keyspace, node }, budget);
-            async move { client.admin().get_partitions(request).await }
-        })
-        .await?;
+    let layout = layout(connection).await?;
+    let keyspace = &keyspace(&layout, &settings.keyspace)?.name;
+    let reply = partitions(connection, keyspace, which.node.as_deref()).await?;
     let behind = |replica: &ReplicaView| replica.since_ms > 0 || !replica.known;
     let listed = |p: &&PartitionView| !which.lagging || p.replicas.iter().any(behind);
     let listed: Vec<PartitionView> = reply.partitions.iter().filter(listed).cloned().collect();
@@ -121,6 +110,32 @@ pub(crate) async fn show(
     };
     answer.print(settings)?;
     Ok(Exit::Ok)
+}
+
+/// The whole layout.
+pub(super) async fn layout(connection: &Connection) -> Result<LayoutView, Failure> {
+    connection
+        .call("reading the layout", Kind::Read, |client, budget| {
+            let request = timed(GetLayoutRequest {}, budget);
+            async move { client.admin().get_layout(request).await }
+        })
+        .await
+}
+
+/// Every partition of a keyspace, or only those a node holds a copy of.
+pub(super) async fn partitions(
+    connection: &Connection,
+    keyspace: &str,
+    node: Option<&str>,
+) -> Result<PartitionsReply, Failure> {
+    let (keyspace, node) = (keyspace.to_owned(), node.unwrap_or_default().to_owned());
+    let request = GetPartitionsRequest { keyspace, node };
+    connection
+        .call("asking who holds what", Kind::Read, |client, budget| {
+            let request = timed(request.clone(), budget);
+            async move { client.admin().get_partitions(request).await }
+        })
+        .await
 }
 
 fn ring(view: &ClusterView, layout: &LayoutView, reply: &PartitionsReply) -> Result<Ring, Failure> {
