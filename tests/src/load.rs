@@ -477,9 +477,14 @@ pub struct Counts {
     pub failed: usize,
     /// Nobody knows.
     pub indeterminate: usize,
+    /// Why, of the first few that were not answered.
+    why: Vec<String>,
     /// Time to the answer, or until the client gave up: all, sorted.
     latencies_us: Vec<u64>,
 }
+
+/// So many reasons are told.
+const WHY_MAX: usize = 3;
 
 impl Summary {
     /// Counts them.
@@ -508,6 +513,11 @@ impl Counts {
             Outcome::Indeterminate(_) => &mut self.indeterminate,
         };
         *count += 1;
+        if let Outcome::DefiniteFail(why) | Outcome::Indeterminate(why) = &op.outcome
+            && self.why.len() < WHY_MAX
+        {
+            self.why.push(why.clone());
+        }
         let took_ns = op.ended_ns.map(|ended_ns| ended_ns - op.invoked_ns);
         self.latencies_us.extend(took_ns.map(|ns| ns / 1000));
     }
@@ -545,6 +555,9 @@ impl fmt::Display for Summary {
                 write!(f, " {:>8.1}", counts.quantile_us(part) as f64 / 1e3)?;
             }
             writeln!(f)?;
+            for why in &counts.why {
+                writeln!(f, "       {why}")?;
+            }
         }
         Ok(())
     }

@@ -56,7 +56,11 @@ fn a_dead_node_is_replaced() {
     let change_it = replace(&victim, &scenario.cluster.nodes[new], true);
     let op = change(&scenario.cluster, &client, vec![change_it]);
     wait_until_done(&scenario.cluster, &client, &op.id);
-    scenario.cluster.forget("n3");
+    // Whoever comes back with the old directory is told, and does not stay.
+    let mut returned = scenario.cluster.forget("n3");
+    returned.start();
+    assert_eq!(returned.wait_for_end().code(), Some(0), "{}", returned.log());
+    assert!(returned.log().contains("was removed from cluster"), "{}", returned.log());
     scenario.pass(200);
     all_answered(&scenario.end());
 }

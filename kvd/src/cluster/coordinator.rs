@@ -216,6 +216,8 @@ pub fn quickest_first(node: &Node, cluster: &Cluster, homes: &[Uid]) -> Vec<Uid>
             (1, peer.latency_us().max(1).ilog2() / 2)
         }
         Some(peer) if !peer.is_usable() => (3, 0),
+        // Its copies are as good as any: it is asked for them, and coordinates nothing.
+        Some(peer) if peer.is_draining() => (2, 0),
         _ => (2, 0),
     });
     order

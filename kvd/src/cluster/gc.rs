@@ -137,6 +137,9 @@ impl Walk<'_> {
         if self.node.draining.load(Ordering::Relaxed) {
             return Err("this node is stopping".into());
         }
+        if !self.cluster.history.is_settled() {
+            return Err("waits until copies have moved: see kvctl ops list".into());
+        }
         match self.cluster.peers.values().find(|peer| !peer.is_usable()) {
             None => Ok(()),
             Some(absent) => {
@@ -291,7 +294,9 @@ fn tombstone(store: &Store, key: &Key) -> Result<Option<Digest>, StoreError> {
 /// Says what this node has of each of these, after removing those it is to.
 pub async fn asked(node: &Arc<Node>, ask: ReapCall) -> Result<ReapAnswer, Failure> {
     let cluster = node.cluster()?;
-    if ask.layout_id[..] != cluster.layout.id().to_bytes() {
+    // While copies move there are more that may hold what was deleted.
+    let is_settled = cluster.history.is_settled();
+    if ask.layout_id[..] != cluster.layout.id().to_bytes() || !is_settled {
         return Err(errors::layout_stale());
     }
     if ask.tombstones.len() > BATCH_MAX {

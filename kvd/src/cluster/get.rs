@@ -64,6 +64,8 @@ async fn get_admitted(
                 get.finish_behind_the_answer();
                 return reply;
             }
+            // Who has just been made a member is linked to in a moment.
+            End::Unmet if get.may_wait() => tokio::time::sleep(LAYOUT_PAUSE).await,
             End::Unmet => return Err(get.unmet()),
             // The replicas are others by now: the get begins anew, with what is known then.
             End::Stale(with) => {
@@ -202,6 +204,13 @@ impl Get {
             };
             end = self.take(steps);
         }
+    }
+
+    /// Whether it may wait for nodes that are not up yet: while replicas change, and as long as there
+    /// is time to tell the client that they did not come.
+    fn may_wait(&self) -> bool {
+        let left = self.deadline.saturating_duration_since(clock::now());
+        !self.cluster.history.is_settled() && left > self.started.elapsed()
     }
 
     /// Whether what a strict get returns is on all sets of replicas that this node knows of by now.

@@ -142,7 +142,12 @@ impl<'a> Link<'a> {
                     reply.answers.into_iter().for_each(|answer| self.sent.settle(answer));
                 }
                 Ok(None) => return "closed the connection".to_owned(),
-                Err(status) => return status_text(&status),
+                Err(status) => {
+                    if says_removed(&status) {
+                        self.node.moves.was_removed(self.peer.uid);
+                    }
+                    return status_text(&status);
+                }
             }
         }
     }
@@ -306,6 +311,11 @@ pub struct Unconnected {
     pub why: String,
     /// The node is there, but has not been given its cluster: it missed the invitation.
     pub blank: bool,
+}
+
+/// Whether a peer says that this node was removed from the cluster.
+fn says_removed(status: &tonic::Status) -> bool {
+    proto::error::detail(status).is_some_and(|detail| detail.code() == ErrorCode::Removed)
 }
 
 impl From<String> for Unconnected {

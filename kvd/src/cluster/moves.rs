@@ -72,7 +72,8 @@ type CopyId = (KeyspaceId, u32, u32, LayoutId);
 pub struct Moves {
     wanted: Notify,
     to_tell: Notify,
-    removed: AtomicBool,
+    /// Who says that this node was removed.
+    removed: Mutex<BTreeSet<Uid>>,
     /// Partitions are being fetched.
     fetching: AtomicBool,
     /// Ends the process.
@@ -92,7 +93,7 @@ impl Default for Moves {
         Self {
             wanted: Notify::new(),
             to_tell: Notify::new(),
-            removed: AtomicBool::new(false),
+            removed: Mutex::default(),
             fetching: AtomicBool::new(false),
             gone: Notify::new(),
             usual_rate: AtomicU64::new(BYTES_PER_SECOND),
@@ -137,9 +138,9 @@ impl Moves {
         self.to_tell.notified().await;
     }
 
-    /// The others say that this node was removed.
-    pub fn was_removed(&self) {
-        self.removed.store(true, Ordering::Relaxed);
+    /// A peer says that this node was removed.
+    pub fn was_removed(&self, peer: Uid) {
+        lock(&self.removed).insert(peer);
         self.wanted.notify_one();
     }
 
@@ -221,7 +222,9 @@ pub async fn sweep(node: Arc<Node>) {
 fn leaves_for_good(node: &Node, cluster: &Cluster) -> bool {
     let is_member = cluster.layout.member(node.uid).is_some();
     let settled = cluster.history.is_settled() && !is_member;
-    let gone = settled || node.moves.removed.load(Ordering::Relaxed);
+    // One alone may not know yet that it is to stay after all.
+    let told = lock(&node.moves.removed).len() * 2 > cluster.peers.len();
+    let gone = settled || told;
     if gone {
         let text = format!("{} was removed from the cluster, and stops", node.name());
         node.events.add(Level::Degraded, text);

@@ -147,6 +147,11 @@ impl Peer {
         self.said(|stats| stats.disk_full)
     }
 
+    /// Whether it takes no client requests, by its own last word.
+    pub fn is_draining(&self) -> bool {
+        self.said(|stats| stats.draining)
+    }
+
     /// Whether it lost data and is not level with its replicas yet, by its own last word.
     pub fn has_lost_data(&self) -> bool {
         self.said(|stats| stats.lost_data)
@@ -411,6 +416,7 @@ pub fn node_stats(node: &Node) -> NodeStats {
         disk_full: node.disk_full.load(Ordering::Relaxed),
         incarnation: node.store.incarnation().to_bytes().to_vec().into(),
         log_position: node.store.log_position(),
+        draining: node.drained.load(Ordering::Relaxed) || node.draining.load(Ordering::Relaxed),
     }
 }
 

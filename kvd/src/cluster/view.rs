@@ -11,8 +11,8 @@ use crate::dynamo::opinion::State;
 use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
-    self, ClusterView, HintTotal, KeyspaceView, LayoutRef, LayoutView, NodeState, NodeStats,
-    NodeView, PairCheck, SeenBy, Verdict,
+    self, ClusterView, HintTotal, KeyspaceView, LayoutRef, LayoutView, Membership, NodeState,
+    NodeStats, NodeView, PairCheck, SeenBy, Verdict,
 };
 use std::collections::BTreeSet;
 
@@ -158,10 +158,12 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
     let all = f64::from(layout.partitions()) * f64::from(n);
     let heard = all_heard(node, cluster);
     let told = all_told(&heard);
-    layout
-        .members()
+    // Who leaves holds nothing of the newest layout.
+    let fair = fair.into_iter().map(|fair| fair.num as f64 / fair.den as f64);
+    let placed = copies.into_iter().zip(fair).chain(std::iter::repeat((0, 0.0)));
+    parties(cluster)
         .iter()
-        .zip(copies.into_iter().zip(fair))
+        .zip(placed)
         .map(|(member, (copies, fair))| {
             let placed = NodeView {
                 name: member.name.clone(),
@@ -170,7 +172,7 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
                 zone: member.zone.clone(),
                 weight: member.weight,
                 share_ratio: f64::from(copies) / all,
-                fair_ratio: fair.num as f64 / fair.den as f64 / all,
+                fair_ratio: fair / all,
                 copies,
                 ..Default::default()
             };
@@ -179,22 +181,42 @@ fn node_views(node: &Node, cluster: &Cluster, n: u8) -> Vec<NodeView> {
                 Some(peer) => peer_view(node, peer, placed),
             };
             let lag = Some(wire_lag(lag::reckon(member.uid, &told)));
-            NodeView { lag, seen_by: seen_by(member.uid, &heard), ..view }
+            let draining = view.stats.as_ref().is_some_and(|stats| stats.draining);
+            let membership = membership_of(cluster, member.uid).into();
+            let seen_by = seen_by(member.uid, &heard);
+            NodeView { lag, seen_by, membership, draining, ..view }
         })
         .collect()
+}
+
+/// Everybody who has a part, the members first: of who leaves the newest layout says nothing.
+fn parties(cluster: &Cluster) -> Vec<Member> {
+    let layout = &cluster.layout;
+    let leaving = cluster.history.members().into_iter();
+    let leaving = leaving.filter(|member| layout.member(member.uid).is_none());
+    layout.members().iter().cloned().chain(leaving).collect()
+}
+
+fn membership_of(cluster: &Cluster, uid: Uid) -> Membership {
+    let is_in = |layout: &Layout| layout.member(uid).is_some();
+    match () {
+        () if !is_in(&cluster.layout) => Membership::Leaving,
+        () if cluster.history.layouts().iter().all(|layout| is_in(layout)) => Membership::Member,
+        () => Membership::Joining,
+    }
 }
 
 /// A member, and what it last said of itself and when, if that was lately.
 type Heard = (Uid, String, Option<(NodeStats, u64)>);
 
 fn all_heard(node: &Node, cluster: &Cluster) -> Vec<Heard> {
-    let members = cluster.layout.members().iter();
+    let members = parties(cluster).into_iter();
     let heard = members.map(|member| {
         let stats = match cluster.peers.get(&member.uid) {
             None => Some((node_stats(node), clock::now_ms())),
             Some(peer) => peer.stats(),
         };
-        (member.uid, member.name.clone(), stats)
+        (member.uid, member.name, stats)
     });
     heard.collect()
 }
