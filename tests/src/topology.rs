@@ -5,7 +5,7 @@ use crate::process::{Cluster, Node};
 use crate::scenario::prepare;
 use proto::client::Client;
 use proto::v1::{
-    ApplyPlanRequest, Change, MakePlanRequest, NewMember, Op, OpState, OpsRequest, Plan,
+    ApplyPlanRequest, Change, MakePlanRequest, NewMember, Op, OpState, OpsAction, OpsRequest, Plan,
     RemoveNode, ReplaceNode, SetKeyspace, SetNode, change,
 };
 use std::time::{Duration, Instant};
@@ -98,6 +98,19 @@ pub fn op(cluster: &Cluster, client: &Client, id: &str) -> Option<Op> {
     let ask = OpsRequest { op: id.into(), ..OpsRequest::default() };
     let reply = cluster.block_on(async { client.admin().ops(ask).await }).ok()?;
     reply.into_inner().ops.into_iter().next()
+}
+
+/// Has moves pause or go on.
+pub fn steer(cluster: &Cluster, client: &Client, action: OpsAction) {
+    let ask = OpsRequest { action: action.into(), ..OpsRequest::default() };
+    cluster.block_on(async { client.admin().ops(ask).await }).expect("moves to be steered");
+}
+
+/// Has every node fetch so many bytes a second at most; 0: as many as go.
+pub fn throttle(cluster: &Cluster, client: &Client, bytes_per_second: u64) {
+    let (action, bytes_per_second) = (OpsAction::Throttle.into(), Some(bytes_per_second));
+    let ask = OpsRequest { action, bytes_per_second, ..OpsRequest::default() };
+    cluster.block_on(async { client.admin().ops(ask).await }).expect("moves to be throttled");
 }
 
 /// Waits until it is done and nothing of what was before counts any more.
