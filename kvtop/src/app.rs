@@ -29,19 +29,24 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Screen {
     Overview,
+    Ring,
     Lag,
     Nodes,
+    Moves,
     /// The selected node.
     Node,
 }
 
 impl Screen {
     /// What it shows besides the cluster itself.
-    pub fn wants(self) -> Wanted {
+    fn wants(self) -> Wanted {
+        let none = Wanted::default();
         match self {
-            Self::Overview | Self::Nodes => Wanted::default(),
-            Self::Lag => Wanted { partitions: true, repair: true },
-            Self::Node => Wanted { partitions: true, repair: false },
+            Self::Overview | Self::Nodes => none,
+            Self::Ring => Wanted { layout: true, ops: true, ..none },
+            Self::Lag => Wanted { partitions: true, repair: true, ..none },
+            Self::Moves => Wanted { ops: true, ..none },
+            Self::Node => Wanted { partitions: true, ..none },
         }
     }
 }
@@ -83,6 +88,8 @@ pub struct App {
     pub selected: Option<Uid>,
     /// First line of the help, when it is open.
     pub help: Option<u16>,
+    /// First line of what moves.
+    pub moves_from: usize,
     /// Number of samples taken in.
     pub samples: usize,
     live: Option<Cluster>,
@@ -111,6 +118,7 @@ impl App {
             behind: Screen::Nodes,
             selected: None,
             help: None,
+            moves_from: 0,
             samples: 0,
             live: None,
             held: None,
@@ -171,6 +179,14 @@ impl App {
         self.sort_anew();
     }
 
+    /// What the screen shows besides the cluster itself. A layout is large, and asked for only
+    /// when the cluster names another.
+    pub fn wants(&self) -> Wanted {
+        let wanted = self.screen.wants();
+        let old = self.live.as_ref().is_none_or(Cluster::ring_is_old);
+        Wanted { layout: wanted.layout && old, ..wanted }
+    }
+
     /// Nodes in their order on screen.
     pub fn nodes(&self) -> Vec<&Node> {
         let Some(cluster) = self.cluster() else {
@@ -209,8 +225,10 @@ impl App {
             Action::First => self.step(isize::MIN),
             Action::Last => self.step(isize::MAX),
             Action::Overview => self.show(Screen::Overview),
+            Action::Ring => self.show(Screen::Ring),
             Action::Lag => self.show(Screen::Lag),
             Action::Nodes => self.show(Screen::Nodes),
+            Action::Moves => self.show(Screen::Moves),
             Action::Enter => self.open(),
             Action::Pause => self.pause(),
             Action::Slower => return self.pace(INTERVALS.into_iter().find(|i| *i > self.interval)),
@@ -227,6 +245,11 @@ impl App {
             *line = to.clamp(0, HELP_SCROLL_MAX as isize) as u16;
             return;
         }
+        if self.screen == Screen::Moves {
+            let last = self.moving_pairs().saturating_sub(1);
+            self.moves_from = self.moves_from.min(last).saturating_add_signed(by).min(last);
+            return;
+        }
         let nodes = self.nodes();
         let Some(last) = nodes.len().checked_sub(1) else {
             return;
@@ -240,9 +263,15 @@ impl App {
         self.select(Some(uid));
     }
 
+    /// Lines there are to scroll through in the view of moves.
+    fn moving_pairs(&self) -> usize {
+        let moves = self.cluster().and_then(|cluster| cluster.moves(self.shown_now()));
+        moves.and_then(|moves| moves.under_way().next()).map_or(0, |op| op.pairs.len())
+    }
+
     /// One node, and back from there to where it was opened.
     fn open(&mut self) {
-        if self.help.is_some() || self.screen == Screen::Node {
+        if self.help.is_some() || matches!(self.screen, Screen::Node | Screen::Moves) {
             return;
         }
         if self.selected.is_none() {
@@ -294,6 +323,16 @@ impl App {
                     cluster.take_repair(*reply, self.now);
                 }
             }
+            Feed::Layout(view) => {
+                if let Some(cluster) = &mut self.live {
+                    cluster.take_layout(&view);
+                }
+            }
+            Feed::Ops(reply) => {
+                if let Some(cluster) = &mut self.live {
+                    cluster.take_ops(*reply, self.now);
+                }
+            }
             Feed::Sample { view, opened } => {
                 self.link = Link::Live;
                 self.samples += 1;
@@ -312,7 +351,7 @@ impl App {
         self.arrange();
     }
 
-    /// Problems or the worst lag first, then by name. While a node is selected no row may jump
+    /// Problems, the worst lag or the furthest from fair first, then by name. While a node is selected no row may jump
     /// under the operator's eyes: new nodes are added at the end.
     fn arrange(&mut self) {
         let Some(cluster) = self.held.as_ref().map(|(cluster, _)| cluster).or(self.live.as_ref())
@@ -327,11 +366,11 @@ impl App {
             }
         }
         let now = cluster.view.observed_at_ms;
-        let by_lag = self.screen == Screen::Lag
-            || (self.screen == Screen::Node && self.behind == Screen::Lag);
-        let badness = |node: &Node| match by_lag {
-            true => node.lag().badness(now),
-            false => (node.level() as u8, 0),
+        let order_of = if self.screen == Screen::Node { self.behind } else { self.screen };
+        let badness = |node: &Node| match order_of {
+            Screen::Lag => node.lag().badness(now),
+            Screen::Ring => node.unfairness(),
+            _ => (node.level() as u8, 0),
         };
         let mut sorted: Vec<&Node> = cluster.nodes.iter().collect();
         sorted.sort_by(|a, b| {

@@ -59,8 +59,10 @@ Without --once, 0 after q. NO_COLOR turns colour off.";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum View {
     Overview,
+    Ring,
     Lag,
     Nodes,
+    Moves,
 }
 
 impl View {
@@ -68,8 +70,10 @@ impl View {
     pub fn screen(self) -> Screen {
         match self {
             Self::Overview => Screen::Overview,
+            Self::Ring => Screen::Ring,
             Self::Lag => Screen::Lag,
             Self::Nodes => Screen::Nodes,
+            Self::Moves => Screen::Moves,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that can happen to the dashboard.
 
 use crate::keymap::Action;
-use proto::v1::{ClusterView, PartitionsReply, RepairReply};
+use proto::v1::{ClusterView, LayoutView, OpsReply, PartitionsReply, RepairReply};
 
 /// One thing that happened.
 #[derive(Clone, Debug)]
@@ -29,6 +29,10 @@ pub enum Feed {
     Partitions(Box<PartitionsReply>),
     /// How repair goes, likewise.
     Repair(Box<RepairReply>),
+    /// The layout, likewise.
+    Layout(Box<LayoutView>),
+    /// What is under way and what was, likewise.
+    Ops(Box<OpsReply>),
     /// The stream that gave samples ended.
     Lost { endpoint: String, why: String },
 }

@@ -12,8 +12,10 @@ pub enum Action {
     Enter,
     Release,
     Overview,
+    Ring,
     Lag,
     Nodes,
+    Moves,
     Pause,
     Slower,
     Faster,
@@ -34,11 +36,11 @@ pub struct Binding {
 }
 
 /// Every key there is, except Ctrl-C, which is [`Action::Quit`] too.
-pub const BINDINGS: [Binding; 14] = [
+pub const BINDINGS: [Binding; 16] = [
     Binding {
         action: Action::Down,
         keys: "j, down",
-        does: "select the next node",
+        does: "select the next node; in moves: scroll",
         hint: "j/k node",
         codes: &[KeyCode::Char('j'), KeyCode::Down],
     },
@@ -85,6 +87,13 @@ pub const BINDINGS: [Binding; 14] = [
         codes: &[KeyCode::Char('1')],
     },
     Binding {
+        action: Action::Ring,
+        keys: "2",
+        does: "ring: who holds what, is it fair",
+        hint: "2 ring",
+        codes: &[KeyCode::Char('2')],
+    },
+    Binding {
         action: Action::Lag,
         keys: "3",
         does: "lag: what each replica lacks, since when, is it draining",
@@ -97,6 +106,13 @@ pub const BINDINGS: [Binding; 14] = [
         does: "nodes, and from there one node",
         hint: "4 nodes",
         codes: &[KeyCode::Char('4')],
+    },
+    Binding {
+        action: Action::Moves,
+        keys: "7",
+        does: "moves: what is under way, how far, what is stuck and why",
+        hint: "7 moves",
+        codes: &[KeyCode::Char('7')],
     },
     Binding {
         action: Action::Pause,

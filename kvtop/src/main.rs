@@ -51,7 +51,7 @@ async fn print(args: Args, theme: Theme) -> Result<u8> {
     let mut app = App::new(&args.endpoint, args.interval, now());
     let feed = feed::start(args.endpoint.clone(), args.interval);
     app.show(args.view.screen());
-    feed.want(app.screen.wants());
+    feed.want(app.wants());
     let app = match once::collect(app, feed, args.sampling, now).await {
         Ok(app) => app,
         Err(why) => {
@@ -102,7 +102,7 @@ async fn dashboard(args: Args, theme: Theme) -> Result<u8> {
             Effect::Interval(interval) => feed.pace(interval),
             Effect::None => {}
         }
-        feed.want(app.screen.wants());
+        feed.want(app.wants());
         screen.draw(|area, buf| view::render(&app, &theme, area, buf))?;
         panic_if_asked();
     }

@@ -3,9 +3,9 @@
 use crate::app::App;
 use crate::event::{Event, Feed};
 use crate::feed;
-use crate::state::{Cluster, Lag, Level, Millis, Node, worst_lags};
+use crate::state::{Cluster, Lag, Level, Millis, Node, progress, worst_lags};
 use crate::view::{self, theme::Theme};
-use proto::v1::NodeState;
+use proto::v1::{Membership, NodeState, Op, OpSummary};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
@@ -131,6 +131,17 @@ pub fn json(app: &App) -> Value {
             let lags = worst_lags(reply, view.observed_at_ms);
             lags.iter().filter(|lag| matches!(lag, Lag::Since { .. })).count()
         }),
+        "ops": view.ops.iter().map(summary).collect::<Vec<_>>(),
+        "moves": cluster.moves(app.now).map(|moves| {
+            moves.reply.ops.iter().map(op).collect::<Vec<_>>()
+        }),
+        "placement": cluster.ring().map(|ring| json!({
+            "ring": ring.depth,
+            "partitions": ring.partitions(),
+            "copies": ring.n,
+            "zones_wanted": ring.zones_wanted,
+            "partitions_in_too_few_zones": ring.narrow,
+        })),
         "events": cluster.log.newest().map(|entry| json!({
             "at_ms": entry.at_ms, "level": view::word(entry.level), "text": entry.text,
         })).collect::<Vec<_>>(),
@@ -139,9 +150,11 @@ pub fn json(app: &App) -> Value {
 
 /// Rates are known, and what the view asks for has come.
 fn is_complete(app: &App) -> bool {
-    let wanted = app.screen.wants();
+    let wanted = app.wants();
     app.cluster().is_some_and(|cluster| {
         cluster.totals().0.is_some()
+            && !wanted.layout
+            && (!wanted.ops || cluster.moves(app.now).is_some())
             && (!wanted.partitions || cluster.partitions(app.now).is_some())
             && (!wanted.repair || cluster.repair(app.now).is_some())
     })
@@ -191,6 +204,52 @@ fn copies(cluster: &Cluster) -> Value {
     json!({ "wanted": copies.n, "partitions": copies.partitions(), "by_live_copies": copies.count })
 }
 
+/// What every view of the cluster tells of an operation under way.
+fn summary(op: &OpSummary) -> Value {
+    json!({
+        "op": op.id,
+        "line": op.line,
+        "more_lines": op.more_lines,
+        "at_ms": op.at_ms,
+        "copies_total": op.copies_total,
+        "copies_done": op.copies_done,
+        "paused": op.paused,
+    })
+}
+
+/// What is told besides. Totals of bytes, rate and time to go are `null` while they are not known.
+fn op(op: &Op) -> Value {
+    let known = |value: u64| (value > 0).then_some(value);
+    json!({
+        "op": op.id,
+        "op_id": op.op_id,
+        "by": op.by,
+        "lines": op.lines,
+        "state": view::op_word(op.state()),
+        "at_ms": op.at_ms,
+        "ended_at_ms": known(op.ended_at_ms),
+        "progress": progress(op),
+        "copies_total": op.copies_total,
+        "copies_done": op.copies_done,
+        "bytes_total": known(op.bytes_total),
+        "bytes_done": op.bytes_done,
+        "bytes_per_s": known(op.bytes_per_second),
+        "eta_ms": known(op.eta_ms),
+        "needs_attention": op.needs_attention,
+        "unheard": op.unheard,
+        "stuck": op.stuck.iter().map(|it| json!({
+            "keyspace": it.keyspace,
+            "partition": it.partition,
+            "node": it.node,
+            "from": it.from,
+            "step": it.step,
+            "why": it.why,
+            "since_ms": known(it.since_ms),
+            "more": it.more,
+        })).collect::<Vec<_>>(),
+    })
+}
+
 fn node(cluster: &Cluster, node: &Node) -> Value {
     let now = cluster.view.observed_at_ms;
     let lag = seen_lag(node);
@@ -209,6 +268,12 @@ fn node(cluster: &Cluster, node: &Node) -> Value {
             NodeState::Down => "down",
             NodeState::Unknown | NodeState::Unspecified => "unknown",
         },
+        "membership": match node.membership() {
+            Membership::Joining => "joining",
+            Membership::Leaving => "leaving",
+            Membership::Member | Membership::Unspecified => "member",
+        },
+        "draining": seen.draining,
         "level": view::word(node.level().max(Level::Ok)),
         "since_ms": seen.since_ms,
         "why": seen.why,

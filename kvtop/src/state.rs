@@ -7,16 +7,22 @@ mod details;
 mod history;
 mod lag;
 mod log;
+mod moves;
 mod rates;
+mod ring;
 
 pub use details::{Rounds, Wanted, live_elsewhere, worst, worst_lags};
 pub use history::{History, Point};
 pub use lag::{CHECKED, LAG, LAG_SPAN, Lag, LagTrack};
 pub use log::{Entry, Log};
+pub use moves::{
+    Moves, is_changing, is_moving, is_over, is_there, progress, stuck, summary_progress,
+};
 pub use rates::{Load, Rates};
+pub use ring::{Member, Ring};
 
 use details::Details;
-use proto::v1::{ClusterView, KeyspaceView, NodeState, NodeView};
+use proto::v1::{ClusterView, KeyspaceView, Membership, NodeState, NodeView};
 use rates::Track;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -223,6 +229,15 @@ impl Node {
         self.seen.state()
     }
 
+    pub fn membership(&self) -> Membership {
+        self.seen.membership()
+    }
+
+    /// Comes or goes.
+    pub fn is_passing(&self) -> bool {
+        matches!(self.membership(), Membership::Joining | Membership::Leaving)
+    }
+
     /// The worst of what is known about it.
     pub fn level(&self) -> Level {
         let state = match self.state() {
@@ -244,6 +259,17 @@ impl Node {
     pub fn deviation(&self) -> Option<f64> {
         let fair = self.seen.fair_ratio;
         (fair > 0.0 && fair.is_finite()).then(|| self.seen.share_ratio / fair - 1.0)
+    }
+
+    /// Order by how far it is from its fair share; those that are not up come first of all, then
+    /// those that come or go.
+    pub fn unfairness(&self) -> (u8, Millis) {
+        let rank = match self.state() {
+            NodeState::Up => u8::from(self.is_passing()),
+            _ => 2,
+        };
+        let percent = (self.deviation().unwrap_or(0.0).abs() * 100.0).round();
+        (rank, percent as Millis)
     }
 
     pub fn share_level(&self) -> Level {

@@ -23,7 +23,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let known: Vec<KeyCode> = "jkgG +-=?qx1344"
+    let known: Vec<KeyCode> = "jkgG +-=?qx1234477"
         .chars()
         .map(KeyCode::Char)
         .chain([KeyCode::Esc, KeyCode::Up, KeyCode::Down, KeyCode::Enter, KeyCode::Enter])
@@ -101,6 +101,35 @@ fn garbled(mut view: proto::v1::ClusterView, how: u8) -> proto::v1::ClusterView 
     view
 }
 
+fn garble_change(layout: &mut proto::v1::LayoutView, ops: &mut proto::v1::OpsReply, how: u8) {
+    let bit = |n: u8| how >> n & 1 == 1;
+    if bit(1) {
+        layout.spread = u32::MAX;
+        layout.members.truncate(usize::from(how >> 4));
+    }
+    if bit(2) {
+        layout.partition_bits = u32::from(how);
+    }
+    for member in layout.members.iter_mut().filter(|_| bit(3)) {
+        (member.uid, member.name) = (Vec::new().into(), "日本\n".repeat(9));
+        member.zone = member.name.clone();
+    }
+    for op in ops.ops.iter_mut().filter(|_| bit(4)) {
+        (op.state, op.at_ms, op.ended_at_ms, op.eta_ms) = (77, u64::MAX, 0, u64::MAX);
+        (op.copies_done, op.bytes_done, op.bytes_total) = (u64::MAX, u64::MAX, 1);
+        op.lines = vec!["\u{1b}".repeat(300); usize::from(how)];
+        op.pairs.iter_mut().for_each(|pair| pair.bytes_done = u64::MAX);
+        let moving = op.pairs.iter_mut().flat_map(|pair| &mut pair.moving);
+        moving.for_each(|moving| moving.progress_ratio = f64::NAN);
+        for node in &mut op.nodes {
+            (node.share_before, node.share_after, node.waiting) = (f64::NAN, -1.0, u64::MAX);
+        }
+        for stuck in &mut op.stuck {
+            (stuck.since_ms, stuck.more, stuck.from) = (u64::MAX, u32::MAX, String::new());
+        }
+    }
+}
+
 fn apply(app: &mut App, step: Step) -> Effect {
     let now = app.now;
     match step {
@@ -113,7 +142,13 @@ fn apply(app: &mut App, step: Step) -> Effect {
             app.update(Event::Feed(Feed::Sample { view, opened }), now + second % 5_000)
         }
         Step::Details { nodes, down, second, garble } => {
-            let scene = Scene { unheard: vec![2], draining: vec![3], ..Scene::new(nodes, &down) };
+            let joining: Vec<usize> = (5..nodes).collect();
+            let scene =
+                Scene { unheard: vec![2], draining: vec![3], joining, ..Scene::new(nodes, &down) };
+            let (mut layout, mut ops) = (scene.layout(), scene.ops(second));
+            garble_change(&mut layout, &mut ops, garble);
+            app.update(Event::Feed(Feed::Layout(Box::new(layout))), now);
+            app.update(Event::Feed(Feed::Ops(Box::new(ops))), now);
             let (mut partitions, mut repair) = (scene.partitions(second), scene.repair(second));
             if garble & 1 == 1 {
                 partitions.n = u32::MAX;
@@ -158,7 +193,7 @@ proptest! {
         }
         kvtop::once::json(&app);
         kvtop::once::ansi(&app, &Theme::MONO, (width, height));
-        for screen in [Screen::Overview, Screen::Lag, Screen::Nodes, Screen::Node] {
+        for screen in [Screen::Overview, Screen::Ring, Screen::Lag, Screen::Nodes, Screen::Node, Screen::Moves] {
             app.screen = screen;
             for (width, height) in [(width, height), (80, 24), (120, 40), (60, 15), (40, 10)] {
                 text(&draw(&app, &Theme::MONO, width, height));

@@ -130,11 +130,32 @@ fn once_shows_any_view_with_all_it_asks_for() {
 }
 
 #[test]
+fn once_shows_who_holds_what_and_what_moves() {
+    let (fakes, scene) = cluster(&[]);
+    let once = ["--once", "--endpoint", &fakes[0].address, "--interval", "0.5s", "--view"];
+    let (_, still, _) = run(&[&once[..], &["moves"]].concat());
+    assert!(still.contains("nothing moves") && still.contains("op-7c10e2aa"), "{still}");
+    scene.send_modify(|scene| Arc::make_mut(scene).joining = vec![3]);
+    let (_, ring, _) = run(&[&once[..], &["ring"]].concat());
+    assert!(ring.contains("[2Ring]") && ring.contains("128 partitions x 3 copies"), "{ring}");
+    assert!(!ring.contains("not told yet") && ring.contains("Share in %"), "{ring}");
+    let (_, facts, _) = run(&[&once[..], &["moves", "-o", "json"]].concat());
+    let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+    assert_eq!(facts["ops"][0]["op"], "op-7f3a1b2c");
+    assert_eq!(facts["moves"][0]["stuck"][0]["partition"], 30);
+    assert_eq!(facts["moves"][1]["state"], "done");
+    let joining = facts["nodes"].as_array().expect("nodes").iter();
+    assert_eq!(joining.filter(|node| node["membership"] == "joining").count(), 1);
+}
+
+#[test]
 fn views_change_by_key_and_back() {
     let (fakes, _scene) = cluster(&[2]);
     let session = Session::start(&format!("--endpoint {}", fakes[0].address)).shows("prod-eu");
     let session = session.types("3").shows("[3Lag]").shows("Anti-entropy");
     let session = session.types("j\r").shows("As last told").shows("live elsewhere");
+    let session = session.types("2").shows("[2Ring]").shows("it is 1st 2nd 3rd copy");
+    let session = session.types("7").shows("[7Moves]").shows("op-7c10e2aa");
     let out = session.types("1").shows("[1Overview]").types("q").ended();
     assert!(given_back(&out) && out.contains("exit 0"));
 }

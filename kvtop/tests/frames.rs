@@ -40,7 +40,33 @@ fn views() -> Vec<(String, App)> {
     let mut app = connecting();
     press(&mut app, &[Action::Lag]);
     views.push(("lag-connecting".into(), app));
+    views.extend(changes());
     views
+}
+
+/// The views of who holds what and of what moves, with much and with nothing to see.
+fn changes() -> Vec<(String, App)> {
+    let scenes = [
+        ("healthy-3", followed_closely(&Scene::new(3, &[]), 75)),
+        ("degraded-12", followed_closely(&Scene::troubled(), 75)),
+        ("growing-15", followed_closely(&Scene::growing(), 75)),
+        ("many-100", followed_closely(&Scene { bits: 12, ..Scene::new(100, &[23, 61]) }, 3)),
+        ("untold-12", followed(&Scene::new(12, &[]), 75)),
+        ("connecting", connecting()),
+    ];
+    let views = [("ring", Action::Ring), ("moves", Action::Moves)];
+    let mut changes = Vec::new();
+    for (scene, app) in scenes {
+        for (view, action) in views {
+            let mut app = app.clone();
+            press(&mut app, &[action]);
+            changes.push((format!("{view}-{scene}"), app));
+        }
+        if scene == "growing-15" {
+            changes.push((format!("overview-{scene}"), app));
+        }
+    }
+    changes
 }
 
 /// With one node open.
@@ -274,6 +300,105 @@ fn a_narrow_table_leaves_columns_out_and_cuts_no_number() {
             }
         }
     }
+}
+
+#[test]
+fn a_thousand_nodes_are_drawn_in_no_time_by_every_view() {
+    let scene =
+        Scene { joining: (990..=1_000).collect(), bits: 15, ..Scene::new(1_000, &[7, 700]) };
+    let app = followed_closely(&scene, 1);
+    for action in [Action::Overview, Action::Ring, Action::Nodes, Action::Moves] {
+        let mut app = app.clone();
+        press(&mut app, &[action]);
+        for (width, height) in SIZES {
+            let begun = std::time::Instant::now();
+            draw(&app, &Theme::MONO, width, height);
+            let took = begun.elapsed();
+            // Without optimisation, on a busy machine; optimised it is a few milliseconds.
+            assert!(took < std::time::Duration::from_millis(250), "{action:?}: {took:?}");
+        }
+    }
+    let mut app = app;
+    press(&mut app, &[Action::Ring]);
+    insta::assert_snapshot!("ring-thousand-120x40", text(&draw(&app, &Theme::MONO, 120, 40)));
+    insta::assert_snapshot!("ring-thousand-80x24", text(&draw(&app, &Theme::MONO, 80, 24)));
+}
+
+#[test]
+fn nodes_on_their_way_are_marked_and_come_first() {
+    let mut app = followed_closely(&Scene::growing(), 75);
+    press(&mut app, &[Action::Ring]);
+    let order: Vec<_> = app.nodes().iter().map(|node| node.seen.name.clone()).collect();
+    assert_eq!(order[..4], ["n13", "n14", "n15", "n1"], "then the least fair");
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    let row = frame.lines().find(|line| line.contains("│ n13 ")).expect("a row");
+    assert!(row.contains("0.0  4.0   6.7»"), "before, now, after: {row}");
+    press(&mut app, &[Action::Nodes]);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("» up, joining"), "{frame}");
+}
+
+#[test]
+fn a_node_that_is_no_member_any_more_is_named_until_it_has_nothing_left() {
+    let mut app = followed(&Scene::new(12, &[]), 3);
+    let mut ops = Scene::growing().ops(3);
+    let leaves = &mut ops.ops[0].nodes[12];
+    (leaves.share_before, leaves.share_now, leaves.share_after) = (0.1, 0.07, 0.0);
+    ops.ops[0].nodes.truncate(13);
+    app.update(Event::Feed(kvtop::event::Feed::Ops(Box::new(ops))), app.now);
+    press(&mut app, &[Action::Ring]);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("» n13 leaves, has 7.0%"), "{frame}");
+}
+
+#[test]
+fn what_is_stuck_names_partition_nodes_step_and_reason() {
+    let mut app = followed_closely(&Scene::growing(), 75);
+    press(&mut app, &[Action::Moves]);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    for words in ["#30 n4 → n13 sync: n4: disk queue full, and 2 more", "▲ 3 stuck", "57.1/91.6GiB"]
+    {
+        assert!(frame.contains(words), "{words}: {frame}");
+    }
+    // What is not told in time is not shown as if it were now.
+    let mut app = followed_closely(&Scene::growing(), 75);
+    press(&mut app, &[Action::Moves]);
+    for second in 76..90 {
+        let view = Scene::growing().view(second);
+        sample(&mut app, view, false, fixture::START + second * 1_000);
+    }
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("op-7f3a1b2c") && frame.contains("not told yet"), "{frame}");
+}
+
+#[test]
+fn pairs_scroll_and_end_where_they_end() {
+    let mut app = followed_closely(&Scene::growing(), 75);
+    press(&mut app, &[Action::Moves, Action::Down, Action::Down]);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("more pairs, 2 of them above"), "{frame}");
+    press(&mut app, &[Action::Last, Action::Down, Action::Enter]);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("n3   → n15") && frame.contains("done"), "the last: {frame}");
+    press(&mut app, &[Action::First]);
+    assert_eq!(app.moves_from, 0);
+    assert_eq!(app.selected, None, "no node was selected meanwhile");
+}
+
+#[test]
+fn a_layout_is_asked_for_only_when_the_cluster_names_another() {
+    let mut app = followed(&Scene::new(3, &[]), 3);
+    press(&mut app, &[Action::Ring]);
+    assert!(app.wants().layout && app.wants().ops);
+    app = followed_closely(&Scene::new(3, &[]), 3);
+    press(&mut app, &[Action::Ring]);
+    assert!(!app.wants().layout && app.wants().ops);
+    let mut view = Scene::new(3, &[]).view(4);
+    view.layout = Some(proto::v1::LayoutRef { id: vec![8; 16].into(), depth: 119 });
+    sample(&mut app, view, false, fixture::START + 4_000);
+    assert!(app.wants().layout);
+    let frame = text(&draw(&app, &Theme::MONO, 80, 24));
+    assert!(frame.contains("as of an older ring"), "{frame}");
 }
 
 #[test]

@@ -101,15 +101,22 @@ async fn what_a_view_shows_besides_is_asked_for_only_while_it_is_open() {
     let mut session = Session::start(&fakes[0].address, 250);
     session.until("a sample", |app| app.samples > 0).await;
     session.app.update(Event::Key(Action::Lag), now());
-    session.feed.want(session.app.screen.wants());
+    session.feed.want(session.app.wants());
     let told = |app: &App| {
         let cluster = app.cluster().expect("a cluster");
         cluster.partitions(app.now).is_some() && cluster.repair(app.now).is_some()
     };
     session.until("partitions and repair", told).await;
+    session.app.update(Event::Key(Action::Ring), now());
+    session.feed.want(session.app.wants());
+    let told = |app: &App| {
+        let cluster = app.cluster().expect("a cluster");
+        cluster.ring().is_some() && cluster.moves(app.now).is_some()
+    };
+    session.until("layout and operations", told).await;
 
     session.app.update(Event::Key(Action::Overview), now());
-    session.feed.want(session.app.screen.wants());
+    session.feed.want(session.app.wants());
     let mut after = 0;
     let ended = tokio::time::sleep(Duration::from_secs(4));
     tokio::pin!(ended);
@@ -117,7 +124,7 @@ async fn what_a_view_shows_besides_is_asked_for_only_while_it_is_open() {
         tokio::select! {
             event = session.feed.events.recv() => {
                 let event = event.expect("the feed goes on");
-                let asked = matches!(event, Event::Feed(Feed::Partitions(_) | Feed::Repair(_)));
+                let asked = matches!(event, Event::Feed(Feed::Layout(_) | Feed::Ops(_)));
                 after += usize::from(asked);
             }
             () = &mut ended => break,

@@ -3,10 +3,11 @@
 use crate::event::{Event, Feed};
 use crate::state::Wanted;
 use proto::client::Client;
-use proto::v1::{GetPartitionsRequest, RepairRequest};
+use proto::v1::{GetLayoutRequest, GetPartitionsRequest, OpsAction, OpsRequest, RepairRequest};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
+use tonic::{Response, Status};
 
 /// Time between an answer and the next question.
 const EVERY: Duration = Duration::from_secs(2);
@@ -23,22 +24,28 @@ pub(super) async fn run(
     let mut admin = client.admin();
     loop {
         let now = *wanted.borrow_and_update();
+        let mut told = Vec::new();
+        if now.layout {
+            let asked = answered(admin.get_layout(GetLayoutRequest {})).await;
+            told.extend(asked.map(|view| Feed::Layout(Box::new(view))));
+        }
+        if now.ops {
+            let request = OpsRequest { action: OpsAction::List.into(), ..Default::default() };
+            let asked = answered(admin.ops(request)).await;
+            told.extend(asked.map(|reply| Feed::Ops(Box::new(reply))));
+        }
         if now.partitions {
-            let asked = admin.get_partitions(GetPartitionsRequest::default());
-            if let Ok(Ok(reply)) = timeout(ANSWER_MAX, asked).await {
-                let told = Feed::Partitions(Box::new(reply.into_inner()));
-                if events.send(Event::Feed(told)).await.is_err() {
-                    return;
-                }
-            }
+            let asked = answered(admin.get_partitions(GetPartitionsRequest::default())).await;
+            told.extend(asked.map(|reply| Feed::Partitions(Box::new(reply))));
         }
         if now.repair {
-            let asked = admin.repair(RepairRequest { start: false, node: String::new() });
-            if let Ok(Ok(reply)) = timeout(ANSWER_MAX, asked).await {
-                let told = Feed::Repair(Box::new(reply.into_inner()));
-                if events.send(Event::Feed(told)).await.is_err() {
-                    return;
-                }
+            let request = RepairRequest { start: false, node: String::new() };
+            let asked = answered(admin.repair(request)).await;
+            told.extend(asked.map(|reply| Feed::Repair(Box::new(reply))));
+        }
+        for feed in told {
+            if events.send(Event::Feed(feed)).await.is_err() {
+                return;
             }
         }
         tokio::select! {
@@ -46,4 +53,8 @@ pub(super) async fn run(
             () = sleep(EVERY), if now.some() => {}
         }
     }
+}
+
+async fn answered<T>(asked: impl Future<Output = Result<Response<T>, Status>>) -> Option<T> {
+    Some(timeout(ANSWER_MAX, asked).await.ok()?.ok()?.into_inner())
 }

@@ -1,6 +1,6 @@
-//! What is only asked for while a view shows it: partitions, and how repair goes.
+//! What is only asked for while a view shows it: partitions, how repair goes, layout, operations.
 
-use super::{Cluster, Lag, Millis};
+use super::{Cluster, Lag, Millis, Moves, Ring};
 use proto::v1::{PairView, PartitionView, PartitionsReply, RepairReply};
 
 /// An answer older than this says nothing about now.
@@ -11,12 +11,14 @@ const AGE_MAX: Millis = 10_000;
 pub struct Wanted {
     pub partitions: bool,
     pub repair: bool,
+    pub layout: bool,
+    pub ops: bool,
 }
 
 impl Wanted {
     /// Whether it is anything.
     pub fn some(self) -> bool {
-        self.partitions || self.repair
+        self != Self::default()
     }
 }
 
@@ -25,6 +27,8 @@ impl Wanted {
 pub(super) struct Details {
     pub(super) partitions: Option<(PartitionsReply, Millis)>,
     pub(super) repair: Option<(RepairReply, Millis)>,
+    pub(super) ring: Option<Ring>,
+    pub(super) moves: Option<(Moves, Millis)>,
 }
 
 impl Cluster {
@@ -49,7 +53,7 @@ impl Cluster {
     }
 }
 
-fn fresh<T>(told: Option<&(T, Millis)>, now: Millis) -> Option<&T> {
+pub(super) fn fresh<T>(told: Option<&(T, Millis)>, now: Millis) -> Option<&T> {
     told.filter(|(_, at)| now.saturating_sub(*at) <= AGE_MAX).map(|(told, _)| told)
 }
 

@@ -10,19 +10,28 @@ use ratatui::layout::Rect;
 pub(super) struct Band {
     pub(super) titles: Vec<String>,
     pub(super) height: u16,
+    /// Columns inside the left of two; half of all if not given.
+    left: Option<u16>,
 }
 
 impl Band {
     pub(super) fn one(title: impl Into<String>, height: u16) -> Self {
-        Self { titles: vec![title.into()], height }
+        Self { titles: vec![title.into()], height, left: None }
     }
 
     pub(super) fn two(left: impl Into<String>, right: impl Into<String>, height: u16) -> Self {
-        Self { titles: vec![left.into(), right.into()], height }
+        Self { titles: vec![left.into(), right.into()], height, left: None }
     }
 
-    fn split(&self) -> bool {
-        self.titles.len() == 2
+    /// The same with so many columns inside the left one.
+    pub(super) fn with_left(self, columns: u16) -> Self {
+        Self { left: Some(columns), ..self }
+    }
+
+    /// Where the border between two boxes is.
+    fn middle(&self, area: Rect) -> Option<u16> {
+        let middle = self.left.map_or(area.width / 2, |columns| columns.saturating_add(1));
+        (self.titles.len() == 2).then(|| area.x.saturating_add(middle))
     }
 }
 
@@ -45,19 +54,15 @@ pub(super) fn draw(
     let mut above: Option<&Band> = None;
     for band in bands {
         rule(area, y, above, Some(band), theme, buf);
-        titles(area, y, &band.titles, theme, buf);
+        titles(area, y, &band.titles, band.middle(area), theme, buf);
         sides(area, y + 1, band, theme, buf);
         inside.extend(insides(area, y + 1, band));
         y += band.height + 1;
         above = Some(band);
     }
     rule(area, y, above, None, theme, buf);
-    titles(area, y, &[foot.to_owned()], theme, buf);
+    titles(area, y, &[foot.to_owned()], None, theme, buf);
     inside
-}
-
-fn middle(area: Rect) -> u16 {
-    area.x + area.width / 2
 }
 
 fn insides(area: Rect, y: u16, band: &Band) -> Vec<Rect> {
@@ -65,18 +70,18 @@ fn insides(area: Rect, y: u16, band: &Band) -> Vec<Rect> {
         Rect::new(from, y, to.saturating_sub(from), band.height).intersection(area)
     };
     let right = area.right().saturating_sub(1);
-    if band.split() {
-        return vec![boxed(area.x + 1, middle(area)), boxed(middle(area) + 1, right)];
+    match band.middle(area) {
+        Some(middle) => vec![boxed(area.x + 1, middle), boxed(middle + 1, right)],
+        None => vec![boxed(area.x + 1, right)],
     }
-    vec![boxed(area.x + 1, right)]
 }
 
 fn sides(area: Rect, y: u16, band: &Band, theme: &Theme, buf: &mut Buffer) {
     for y in y..y + band.height {
         put(buf, area, area.x, y, "│", theme.dim());
         put(buf, area, area.right().saturating_sub(1), y, "│", theme.dim());
-        if band.split() {
-            put(buf, area, middle(area), y, "│", theme.dim());
+        if let Some(middle) = band.middle(area) {
+            put(buf, area, middle, y, "│", theme.dim());
         }
     }
 }
@@ -94,24 +99,35 @@ fn rule(
         (_, None) => ("└", "┘"),
         _ => ("├", "┤"),
     };
-    let split = |band: Option<&Band>| band.is_some_and(Band::split);
-    let joint = match (split(above), split(below)) {
-        (false, false) => "─",
-        (true, false) => "┴",
-        (false, true) => "┬",
-        (true, true) => "┼",
-    };
     put(buf, area, area.x, y, &"─".repeat(usize::from(area.width)), theme.dim());
     put(buf, area, area.x, y, left, theme.dim());
-    put(buf, area, middle(area), y, joint, theme.dim());
+    let middle = |band: Option<&Band>| band.and_then(|band| band.middle(area));
+    match (middle(above), middle(below)) {
+        (Some(above), Some(below)) if above == below => {
+            put(buf, area, above, y, "┼", theme.dim());
+        }
+        (above, below) => {
+            for (x, joint) in [(above, "┴"), (below, "┬")] {
+                x.map(|x| put(buf, area, x, y, joint, theme.dim()));
+            }
+        }
+    }
     put(buf, area, area.right().saturating_sub(1), y, right, theme.dim());
 }
 
-fn titles(area: Rect, y: u16, titles: &[String], theme: &Theme, buf: &mut Buffer) {
-    let ends = [middle(area), area.right().saturating_sub(1)];
-    for (position, title) in titles.iter().enumerate() {
-        let from = if position == 0 { area.x } else { middle(area) } + 2;
-        let to = if titles.len() == 2 { ends[position] } else { ends[1] };
+fn titles(
+    area: Rect,
+    y: u16,
+    titles: &[String],
+    middle: Option<u16>,
+    theme: &Theme,
+    buf: &mut Buffer,
+) {
+    let right = area.right().saturating_sub(1);
+    let starts = [area.x, middle.unwrap_or(right)];
+    let ends = [middle.unwrap_or(right), right];
+    for ((title, start), to) in titles.iter().zip(starts).zip(ends) {
+        let from = start + 2;
         let room = Rect::new(from, y, to.saturating_sub(from), 1).intersection(area);
         if !title.is_empty() {
             let title = super::shorten(&format!(" {title} "), usize::from(room.width));

@@ -41,6 +41,7 @@ fn lines(app: &App) -> Vec<String> {
         sign(Level::Warn),
         sign(Level::Critical)
     ));
+    lines.push("  » on its way: a node that comes, goes, gets copies or gives them".into());
     lines.push("  - nothing to measure   52%? as last heard   blank in a graph: no samples".into());
     lines.push("Columns and limits".into());
     lines.push(format!("  dev      distance from the fair share; {}", limits(SHARE)));
@@ -61,6 +62,12 @@ fn lines(app: &App) -> Vec<String> {
     lines.push("  drain    keys it lacks more or less each second, of the last 4 s".into());
     lines.push("  keeps    keys it keeps for others that missed them".into());
     lines.push("  no vote  it lost data, and does not count in gets until it is level".into());
+    lines.push(
+        "  was, now, then   part of all copies in percent: before a change, now, after".into(),
+    );
+    lines.push(
+        "  switched, closed   partitions read from their new homes; with old ones let go".into(),
+    );
     lines.push("  rtt      round trip from the node kvtop looks through".into());
     lines
         .push("  put/s    puts and deletes   p50, p99: of 10 s; of one node: of one sample".into());

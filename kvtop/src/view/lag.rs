@@ -4,10 +4,10 @@ use super::frame::Band;
 use super::nodes::{checked, lag_cell};
 use super::number::{UNKNOWN, bytes, count, duration, rate};
 use super::requests::sparkline;
-use super::screen::{below, boxes, outdated, top};
+use super::screen::{self, Room, Said, below, boxes, lines, outdated, top};
 use super::table::{self, At, Column};
 use super::theme::{Theme, sign};
-use super::{fade, header, put, ring, shorten, small, verdict, width};
+use super::{put, ring, shorten, width};
 use crate::app::App;
 use crate::state::{Cluster, LAG, Lag, LagTrack, Level, Millis, Node, Rounds, worst, worst_lags};
 use proto::v1::NodeState;
@@ -54,53 +54,23 @@ const COLUMNS: [Column; 10] = [
 
 /// Draws the view.
 pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    match (area.width, area.height) {
-        (..30, _) | (_, ..6) => tiny(app, theme, area, buf),
-        (..50, _) | (_, ..12) => brief(app, theme, area, buf),
-        (..72, _) | (_, ..20) => one_pane(app, theme, area, buf),
-        _ => standard(app, theme, area, buf),
-    }
-}
-
-fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let room = usize::from(area.width);
-    let (level, glance) = small::glance(app, room);
-    put(buf, area, area.x, area.y, &glance, theme.level(level).patch(theme.bold()));
-    let Some(cluster) = app.cluster() else { return };
-    let now = cluster.viewpoint_now(app.shown_now());
-    let rest = below(area, 1);
-    let rows = app.nodes().into_iter().map(|node| {
-        let (text, level) = lag_cell(node.lag(), now);
-        (format!("{} lag {text}", node.seen.name), level)
-    });
-    for (y, (text, level)) in (rest.y..rest.bottom()).zip(rows.filter(|it| width(&it.0) <= room)) {
-        put(buf, rest, rest.x, y, &text, theme.level(level));
-    }
-    if app.stale() {
-        fade(rest, buf);
-    }
-}
-
-fn brief(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    header::render(app, theme, area, buf);
-    let said = verdict::lines(app, theme, usize::from(area.width), [1, 0, 0]);
-    let rest = below(area, 1);
-    let rest = below(rest, verdict::draw(&said, rest, buf));
-    let Some(cluster) = app.cluster() else { return };
-    table::render(app, cluster, &COLUMNS, theme, rest, buf);
-    if app.stale() {
-        fade(rest, buf);
-    }
-}
-
-fn one_pane(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let Some((cluster, body)) = top(app, theme, area, false, [1, 0, 0], buf) else {
-        return;
+    let table = |at: &At<'_>, inside: Rect, buf: &mut Buffer| {
+        table::render(app, at.cluster, &COLUMNS, theme, inside, buf);
     };
-    let bands = [Band::one("Lag by node, worst first", body.height.saturating_sub(2))];
-    let inside = boxes(app, &bands, false, body, theme, buf);
-    table::render(app, cluster, &COLUMNS, theme, inside[0], buf);
-    outdated(app, body, buf);
+    match Room::of(area) {
+        Room::Tiny => screen::tiny(app, theme, area, buf, |at| worst_first(app, at)),
+        Room::Brief => screen::brief(app, theme, area, true, buf, table),
+        Room::Pane => screen::pane(app, theme, area, "Lag by node, worst first", buf, table),
+        Room::Full => standard(app, theme, area, buf),
+    }
+}
+
+fn worst_first(app: &App, at: &At<'_>) -> Said {
+    let line = |node: &Node| {
+        let (text, level) = lag_cell(node.lag(), at.now);
+        (format!("{} lag {text}", node.seen.name), level)
+    };
+    app.nodes().into_iter().map(line).collect()
 }
 
 fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
@@ -147,14 +117,6 @@ fn explain(theme: &Theme, area: Rect, buf: &mut Buffer) -> Rect {
     below(area, words.len() as u16)
 }
 
-/// Draws lines of text, each with its level.
-pub(super) fn lines(lines: &[(String, Level)], theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let room = usize::from(area.width).saturating_sub(2);
-    for (y, (text, level)) in (area.y..area.bottom()).zip(lines) {
-        put(buf, area, area.x + 1, y, &shorten(text, room), theme.level(*level));
-    }
-}
-
 fn waiting_title(node: Option<&Node>) -> String {
     let Some(node) = node else { return "Hints".into() };
     let keys = match (node.lag(), node.seen.lag.as_ref()) {
@@ -173,7 +135,7 @@ fn oldest(node: &Node, now: Millis) -> Option<(String, Level)> {
 }
 
 /// Who keeps what for `node`, whether it gets less, and what is not known of it.
-pub(super) fn waiting(cluster: &Cluster, node: &Node, area_width: u16) -> Vec<(String, Level)> {
+pub(super) fn waiting(cluster: &Cluster, node: &Node, area_width: u16) -> Said {
     let mut said = Vec::new();
     let lag = node.lag();
     let told = node.seen.lag.clone().unwrap_or_default();
@@ -238,7 +200,7 @@ pub(super) fn listed(label: &str, items: &[String], room: usize) -> String {
 }
 
 /// When nodes were last level, who compares now, and what that found.
-fn comparing(app: &App, cluster: &Cluster, now: Millis, area_width: u16) -> Vec<(String, Level)> {
+fn comparing(app: &App, cluster: &Cluster, now: Millis, area_width: u16) -> Said {
     let room = usize::from(area_width).saturating_sub(2);
     let oldest = cluster.nodes.iter().filter_map(|node| Some((node.checked_at()?, node)));
     let matched = match oldest.min_by_key(|(at, _)| *at) {

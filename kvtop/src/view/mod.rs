@@ -5,13 +5,16 @@ mod header;
 mod help;
 mod lag;
 mod log;
+mod moves;
 mod node;
 mod nodes;
 pub mod number;
 mod overview;
+mod ownership;
 mod requests;
 mod ring;
 mod screen;
+mod shares;
 mod small;
 mod table;
 pub mod theme;
@@ -24,6 +27,7 @@ use ratatui::style::{Modifier, Style};
 use theme::Theme;
 use unicode_width::UnicodeWidthStr;
 
+pub use moves::op_word;
 pub use verdict::word;
 
 /// Draws the dashboard into `area`.
@@ -36,8 +40,10 @@ pub fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         Some(from) => help::render(app, from, theme, area, buf),
         None => match app.screen {
             Screen::Overview => overview::render(app, theme, area, buf),
+            Screen::Ring => ownership::render(app, theme, area, buf),
             Screen::Lag => lag::render(app, theme, area, buf),
             Screen::Nodes => nodes::render_list(app, theme, area, buf),
+            Screen::Moves => moves::render(app, theme, area, buf),
             Screen::Node => node::render(app, theme, area, buf),
         },
     }

@@ -1,13 +1,13 @@
 //! One node: its state, who thinks what of it, its load and lag, and what happened to it.
 
 use super::frame::Band;
-use super::lag::{lines, listed, sparks, waiting};
+use super::lag::{listed, sparks, waiting};
 use super::nodes::{checked, kept, lag_cell, state};
 use super::number::{UNKNOWN, bytes, clock, count, duration, latency, percent, rate};
-use super::screen::{below, boxes, outdated, top};
+use super::screen::{self, Room, Said, below, boxes, lines, outdated, top};
 use super::table::At;
 use super::theme::{Theme, sign};
-use super::{fade, header, put, shorten, small, width, wrap};
+use super::{put, shorten, width, wrap};
 use crate::app::App;
 use crate::state::{Cluster, Level, Millis, Node, STATS_AGE_MAX, live_elsewhere};
 use proto::v1::NodeState;
@@ -18,62 +18,40 @@ use ratatui::style::Style;
 /// Lines of each pair of panes.
 const PANES: u16 = 5;
 
-type Said = Vec<(String, Level)>;
-
 /// Draws the selected node.
 pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    match (area.width, area.height) {
-        (..30, _) | (_, ..6) => tiny(app, theme, area, buf),
-        (..50, _) | (_, ..12) => brief(app, theme, area, buf),
-        (..72, _) | (_, ..20) => one_pane(app, theme, area, buf),
-        _ => standard(app, theme, area, buf),
+    let node = app.node();
+    let title = node.map_or_else(|| "Nodes".into(), |node| format!("Nodes > {}", node.seen.name));
+    match Room::of(area) {
+        Room::Tiny => screen::tiny(app, theme, area, buf, |at| {
+            node.map(|node| glance(node, at, area.width)).unwrap_or_default()
+        }),
+        Room::Brief => screen::brief(app, theme, area, false, buf, |at, rest, buf| {
+            let said = node.map(|node| {
+                [title_line(node, rest.width), whole(node, at.now), facts(node, at)].concat()
+            });
+            // A column to the left, as inside a box.
+            let wide = Rect { x: rest.x.saturating_sub(1), width: rest.width + 2, ..rest };
+            let wide = wide.intersection(Rect { width: rest.width, ..rest });
+            lines(&said.unwrap_or_default(), theme, wide, buf);
+        }),
+        Room::Pane => screen::pane(app, theme, area, &title, buf, |at, inside, buf| {
+            let said = node.map(|node| {
+                let seen_by = seen_by(node, inside.width);
+                [whole(node, at.now), facts(node, at), seen_by, timeline(at.cluster, node)].concat()
+            });
+            lines(&said.unwrap_or_default(), theme, inside, buf);
+        }),
+        Room::Full => standard(app, theme, area, buf),
     }
 }
 
-fn tiny(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let room = usize::from(area.width);
-    let (level, glance) = small::glance(app, room);
-    put(buf, area, area.x, area.y, &glance, theme.level(level).patch(theme.bold()));
-    let (Some(cluster), Some(node)) = (app.cluster(), app.node()) else { return };
-    let now = cluster.viewpoint_now(app.shown_now());
-    let rest = below(area, 1);
-    let (state, level) = state(node, now);
-    let (lag, lag_level) = lag_cell(node.lag(), now);
+/// Its state and lag in a line each.
+fn glance(node: &Node, at: &At<'_>, area_width: u16) -> Said {
+    let (state, level) = state(node, at.now);
+    let (lag, lag_level) = lag_cell(node.lag(), at.now);
     let said = [(format!("{} {state}", node.seen.name), level), (format!("lag {lag}"), lag_level)];
-    for (y, (text, level)) in (rest.y..rest.bottom()).zip(&said) {
-        put(buf, rest, rest.x, y, &shorten(text, room), theme.level(*level));
-    }
-    if app.stale() {
-        fade(rest, buf);
-    }
-}
-
-fn brief(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    header::render(app, theme, area, buf);
-    let (Some(cluster), Some(node)) = (app.cluster(), app.node()) else { return };
-    let now = cluster.viewpoint_now(app.shown_now());
-    let rest = below(area, 1);
-    // A column to the left, as inside a box.
-    let wide = Rect { x: rest.x.saturating_sub(1), width: rest.width + 2, ..rest };
-    let said = [title(node, rest.width), whole(node, now), facts(cluster, node, now)].concat();
-    lines(&said, theme, wide.intersection(Rect { width: rest.width, ..rest }), buf);
-    if app.stale() {
-        fade(rest, buf);
-    }
-}
-
-fn one_pane(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
-    let Some((cluster, body)) = top(app, theme, area, false, [1, 0, 0], buf) else {
-        return;
-    };
-    let Some(node) = app.node() else { return };
-    let now = cluster.viewpoint_now(app.shown_now());
-    let bands = [Band::one(format!("Nodes > {}", node.seen.name), body.height.saturating_sub(2))];
-    let inside = boxes(app, &bands, false, body, theme, buf);
-    let said = [whole(node, now), facts(cluster, node, now), seen_by(node, inside[0].width)];
-    let events = timeline(cluster, node);
-    lines(&[said.concat(), events].concat(), theme, inside[0], buf);
-    outdated(app, body, buf);
+    said.map(|(text, level)| (shorten(&text, usize::from(area_width)), level)).into()
 }
 
 fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
@@ -83,7 +61,7 @@ fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let Some(node) = app.node() else { return };
     let now = cluster.viewpoint_now(app.shown_now());
     let mut rest = body;
-    for (text, level) in [title(node, body.width), whole(node, now)].concat() {
+    for (text, level) in [title_line(node, body.width), whole(node, now)].concat() {
         let room = usize::from(rest.width);
         let style = if level == Level::Ok { Style::new() } else { theme.level(level) };
         put(buf, rest, rest.x, rest.y, &shorten(&text, room), style);
@@ -102,13 +80,13 @@ fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     lines(&seen_by(node, inside[0].width), theme, inside[0], buf);
     lines(&load(node, now), theme, inside[1], buf);
     draw_copies(&copies, theme, inside[2], buf);
-    lines(&lag(cluster, node, now, inside[3].width), theme, inside[3], buf);
+    lines(&lag(node, &At::of(app, cluster), inside[3].width), theme, inside[3], buf);
     lines(&timeline(cluster, node), theme, inside[4], buf);
     outdated(app, body, buf);
 }
 
 /// Which node, as much as there is room for.
-fn title(node: &Node, room: u16) -> Said {
+fn title_line(node: &Node, room: u16) -> Said {
     let seen = &node.seen;
     let uid: String = node.uid.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     let parts = [
@@ -139,7 +117,8 @@ fn whole(node: &Node, now: Millis) -> Said {
             let sign = sign(level);
             format!("{sign} up for {since}, no vote in gets until it is level again: it lost data")
         }
-        NodeState::Up => format!("{text} for {since}"),
+        NodeState::Up if !node.is_passing() && !node.seen.draining => format!("{text} for {since}"),
+        NodeState::Up => format!("{text}; up for {since}"),
         NodeState::Down | NodeState::Suspect => format!("{text} since {since}"),
         NodeState::Unknown | NodeState::Unspecified => text,
     };
@@ -148,9 +127,9 @@ fn whole(node: &Node, now: Millis) -> Said {
 }
 
 /// What matters most, a line each, where there is no room for panes.
-fn facts(cluster: &Cluster, node: &Node, now: Millis) -> Said {
-    let at = At { now, cluster };
-    let ((lag, level), (checked, checked_level)) = (lag_cell(node.lag(), now), checked(node, &at));
+fn facts(node: &Node, at: &At<'_>) -> Said {
+    let now = at.now;
+    let ((lag, level), (checked, checked_level)) = (lag_cell(node.lag(), now), checked(node, at));
     let keys = node.seen.lag.as_ref().filter(|lag| lag.keys > 0);
     let missing = keys.map(|lag| format!(", {} keys, {}", count(lag.keys), bytes(lag.bytes)));
     let copies = format!("copies   {}, share {}", node.seen.copies, percent(node.seen.share_ratio));
@@ -295,13 +274,13 @@ fn draw_copies(count: &[usize], theme: &Theme, area: Rect, buf: &mut Buffer) {
     }
 }
 
-fn lag(cluster: &Cluster, node: &Node, now: Millis, area_width: u16) -> Said {
-    let at = At { now, cluster };
-    let ((lag, level), (checked, checked_level)) = (lag_cell(node.lag(), now), checked(node, &at));
+fn lag(node: &Node, at: &At<'_>, area_width: u16) -> Said {
+    let (cluster, now) = (at.cluster, at.now);
+    let ((lag, level), (checked, checked_level)) = (lag_cell(node.lag(), now), checked(node, at));
     let keys = node.seen.lag.as_ref().filter(|lag| lag.keys > 0);
     let missing = keys.map(|lag| format!(", {} keys", count(lag.keys))).unwrap_or_default();
     let in_words = format!("lag      {lag}{missing}");
-    let with_sparks = format!("{in_words}  {}", sparks(node, &at).0);
+    let with_sparks = format!("{in_words}  {}", sparks(node, at).0);
     let fits = width(&with_sparks) + 2 <= usize::from(area_width);
     let with_sparks = if fits { with_sparks } else { in_words };
     let mut said =

@@ -3,11 +3,11 @@
 use super::frame::Band;
 use super::number::{UNKNOWN, bytes, count, deviation, duration, latency, percent, rate};
 use super::table::{self, At, Column};
-use super::theme::{Theme, sign};
+use super::theme::{MOVING, Theme, sign};
 use super::{put, screen, shorten, small, width};
 use crate::app::App;
 use crate::state::{Cluster, Lag, Level, Load, Millis, Node};
-use proto::v1::NodeState;
+use proto::v1::{Membership, NodeState};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
@@ -15,7 +15,7 @@ use ratatui::layout::Rect;
 const NAME_MAX: usize = 20;
 
 /// Half the width of the bar that compares a share with the fair one; it stands for 25%.
-const BAR_HALF: usize = 4;
+pub(super) const BAR_HALF: usize = 4;
 
 /// The first so many are in the overview too.
 const OVERVIEW_COLUMNS: usize = 17;
@@ -210,9 +210,21 @@ pub(super) fn state(node: &Node, now: Millis) -> (String, Level) {
         NodeState::Up if bad_records(node) > 0 => {
             (format!("up, {} bad records", count(bad_records(node))), Level::Warn)
         }
-        NodeState::Up => ("up".to_owned(), Level::Ok),
+        NodeState::Up => (format!("up{}", passing(node)), Level::Ok),
     };
-    (format!("{} {text}", sign(level)), level)
+    let mark = if text.starts_with("up, ") && level == Level::Ok { MOVING } else { sign(level) };
+    (format!("{mark} {text}"), level)
+}
+
+/// What a node that is up is about to do.
+fn passing(node: &Node) -> String {
+    let word = match node.membership() {
+        Membership::Joining => ", joining",
+        Membership::Leaving => ", leaving",
+        Membership::Member | Membership::Unspecified => "",
+    };
+    let draining = if node.seen.draining { ", draining" } else { "" };
+    format!("{word}{draining}")
 }
 
 /// What is known of a node besides the columns, as much as `room` holds.
@@ -236,7 +248,7 @@ fn detail(node: &Node, now: Millis, room: usize) -> String {
     shorten(&text, room)
 }
 
-fn dev(node: &Node, _: &At<'_>) -> (String, Level) {
+pub(super) fn dev(node: &Node, _: &At<'_>) -> (String, Level) {
     let text = node.deviation().map_or_else(|| UNKNOWN.into(), deviation);
     marked(text, node.share_level())
 }
@@ -280,7 +292,7 @@ fn marked(text: String, level: Level) -> (String, Level) {
 }
 
 /// The bar of a node's distance from its fair share, `██▌┊     `.
-fn bar(node: &Node) -> String {
+pub(super) fn bar(node: &Node) -> String {
     let Some(deviation) = node.deviation() else {
         return UNKNOWN.into();
     };

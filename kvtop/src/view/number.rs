@@ -5,6 +5,8 @@ use crate::state::Millis;
 /// What is not known. Never 0.
 pub const UNKNOWN: &str = "?";
 
+const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
 /// Per second: `0`, `3.1`, `124`, `1.52k`. The unit is in the title.
 pub fn rate(per_second: f64) -> String {
     match per_second {
@@ -36,7 +38,6 @@ pub fn latency(micros: u64) -> String {
 
 /// Bytes: `812B`, `4.1GiB`.
 pub fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut value = bytes as f64;
     let mut unit = "B";
     for larger in UNITS {
@@ -52,6 +53,21 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.1}{unit}")
 }
 
+/// A part of bytes, in the unit of the whole: `57.1/91.6GiB`; a whole that is not known is `?`.
+pub fn bytes_of(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return format!("{}/{UNKNOWN}", bytes(part));
+    }
+    let text = bytes(whole.max(part));
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let scale =
+        UNITS.iter().position(|it| *it == unit).map_or(1.0, |at| 1024_f64.powi(at as i32 + 1));
+    if unit == "B" {
+        return format!("{part}/{whole}B");
+    }
+    format!("{:.1}/{:.1}{unit}", part as f64 / scale, whole as f64 / scale)
+}
+
 /// Counts: `812`, `18.2k`.
 pub fn count(count: u64) -> String {
     if count < 10_000 { count.to_string() } else { rate(count as f64) }
@@ -61,6 +77,16 @@ pub fn count(count: u64) -> String {
 pub fn percent(ratio: f64) -> String {
     let percent = ratio * 100.0;
     if percent.abs() < 99.95 { format!("{percent:.1}%") } else { format!("{percent:.0}%") }
+}
+
+/// One of so many shares, with as many decimals as it takes to tell them apart; without its sign.
+pub fn share(ratio: f64, of: usize) -> String {
+    let decimals = match of {
+        ..50 => 1,
+        50..500 => 2,
+        _ => 3,
+    };
+    format!("{:.decimals$}", ratio * 100.0)
 }
 
 /// A ratio without decimals and with its sign: `+12%`, `0%`.
@@ -144,7 +170,10 @@ mod tests {
             ["80us", "0.42ms", "4.1ms", "41ms", "1.2s"]
         );
         assert_eq!([0, 812, 4_300_000, 1 << 40].map(bytes), ["0B", "812B", "4.1MiB", "1.0TiB"]);
+        assert_eq!(bytes_of(61_310_658_151, 98_354_753_536), "57.1/91.6GiB");
+        assert_eq!([bytes_of(3 << 20, 0), bytes_of(12, 800)], ["3.0MiB/?", "12/800B"]);
         assert_eq!([0.0833, 1.0].map(percent), ["8.3%", "100%"]);
+        assert_eq!([12, 100, 1_000].map(|of| share(0.00951, of)), ["1.0", "0.95", "0.951"]);
         assert_eq!([-0.121, 0.004, 0.12].map(deviation), ["-12%", "0%", "+12%"]);
     }
 

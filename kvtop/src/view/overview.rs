@@ -2,9 +2,9 @@
 //! screen, from two hundred columns down to one.
 
 use super::frame::{self, Band};
-use super::screen::{boxes, hints, outdated, top};
+use super::screen::{self, boxes, hints, outdated, top};
 use super::theme::Theme;
-use super::{log, nodes, put, requests, ring, small};
+use super::{log, moves, nodes, put, requests, ring, small};
 use crate::app::App;
 use crate::state::Cluster;
 use ratatui::buffer::Buffer;
@@ -25,10 +25,21 @@ pub(super) fn render(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     }
 }
 
+/// What is under way, if anything is; returns the room below.
+fn moves_line(app: &App, cluster: &Cluster, theme: &Theme, body: Rect, buf: &mut Buffer) -> Rect {
+    const LABEL: &str = "  moves   ";
+    let room = usize::from(body.width).saturating_sub(LABEL.len());
+    let now = cluster.viewpoint_now(app.shown_now());
+    let Some(text) = moves::summary(cluster, now, room) else { return body };
+    put(buf, body, body.x, body.y, &format!("{LABEL}{text}"), theme.note());
+    screen::below(body, 1)
+}
+
 fn one_pane(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let Some((cluster, body)) = top(app, theme, area, false, [1, 3, 2], buf) else {
         return;
     };
+    let body = moves_line(app, cluster, theme, body, buf);
     pane(app, cluster, theme, false, body, buf);
 }
 
@@ -55,6 +66,7 @@ fn standard(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let Some((cluster, body)) = top(app, theme, area, true, [2, 3, 2], buf) else {
         return;
     };
+    let body = moves_line(app, cluster, theme, body, buf);
     let copies = ring::copies_wanted(cluster).clamp(4, 6);
     let strip = 1;
     if body.height < 5 + copies + strip + TABLE_MIN {
@@ -82,6 +94,7 @@ fn full(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let Some((cluster, body)) = top(app, theme, area, true, [2, 3, 2], buf) else {
         return;
     };
+    let body = moves_line(app, cluster, theme, body, buf);
     let copies = ring::copies_wanted(cluster).clamp(4, 8);
     let strip = ring::strip_wanted(cluster, body.width.saturating_sub(2)).min(8);
     let free = body.height.saturating_sub(5 + copies + strip);

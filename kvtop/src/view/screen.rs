@@ -1,14 +1,108 @@
-//! What every view has: header, the other views, verdict, the keys in the last line.
+//! What every view has: header, the other views, verdict, the keys in the last line; and its
+//! pictures for little room.
 
 use super::frame::{self, Band};
 use super::number::interval;
+use super::table::At;
 use super::theme::Theme;
-use super::{fade, header, put, verdict, width};
+use super::{fade, header, put, shorten, small, verdict, width};
 use crate::app::{App, Screen};
 use crate::keymap::{Action, BINDINGS};
-use crate::state::Cluster;
+use crate::state::{Cluster, Level};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+
+/// How much of a view there is room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Words of the one thing that matters most.
+    Tiny,
+    /// No boxes.
+    Brief,
+    /// One box.
+    Pane,
+    Full,
+}
+
+impl Room {
+    pub(super) fn of(area: Rect) -> Self {
+        match (area.width, area.height) {
+            (..30, _) | (_, ..6) => Self::Tiny,
+            (..50, _) | (_, ..12) => Self::Brief,
+            (..72, _) | (_, ..20) => Self::Pane,
+            _ => Self::Full,
+        }
+    }
+}
+
+/// Lines of text, each with its level.
+pub(super) type Said = Vec<(String, Level)>;
+
+/// The verdict in few words, and below it what `say` says: lines that do not fit are left out.
+pub(super) fn tiny(
+    app: &App,
+    theme: &Theme,
+    area: Rect,
+    buf: &mut Buffer,
+    say: impl FnOnce(&At<'_>) -> Said,
+) {
+    let room = usize::from(area.width);
+    let (level, glance) = small::glance(app, room);
+    put(buf, area, area.x, area.y, &glance, theme.level(level).patch(theme.bold()));
+    let Some(cluster) = app.cluster() else { return };
+    let rest = below(area, 1);
+    let said = say(&At::of(app, cluster));
+    for (y, (text, level)) in
+        (rest.y..rest.bottom()).zip(said.iter().filter(|(text, _)| width(text) <= room))
+    {
+        put(buf, rest, rest.x, y, text, theme.level(*level));
+    }
+    outdated(app, rest, buf);
+}
+
+/// Header, headline of the verdict if `judged`, and below it what `paint` paints.
+pub(super) fn brief(
+    app: &App,
+    theme: &Theme,
+    area: Rect,
+    judged: bool,
+    buf: &mut Buffer,
+    paint: impl FnOnce(&At<'_>, Rect, &mut Buffer),
+) {
+    header::render(app, theme, area, buf);
+    let said = verdict::lines(app, theme, usize::from(area.width), [usize::from(judged), 0, 0]);
+    let rest = below(area, 1);
+    let rest = below(rest, verdict::draw(&said, rest, buf));
+    let Some(cluster) = app.cluster() else { return };
+    paint(&At::of(app, cluster), rest, buf);
+    outdated(app, rest, buf);
+}
+
+/// Header, headline of the verdict, and one box that `paint` fills.
+pub(super) fn pane(
+    app: &App,
+    theme: &Theme,
+    area: Rect,
+    title: &str,
+    buf: &mut Buffer,
+    paint: impl FnOnce(&At<'_>, Rect, &mut Buffer),
+) {
+    let Some((cluster, body)) = top(app, theme, area, false, [1, 0, 0], buf) else {
+        return;
+    };
+    let bands = [Band::one(title, body.height.saturating_sub(2))];
+    let inside = boxes(app, &bands, false, body, theme, buf);
+    paint(&At::of(app, cluster), inside[0], buf);
+    outdated(app, body, buf);
+}
+
+/// Draws lines of text a column away from the left.
+pub(super) fn lines(lines: &[(String, Level)], theme: &Theme, area: Rect, buf: &mut Buffer) {
+    let room = usize::from(area.width).saturating_sub(2);
+    for (y, (text, level)) in (area.y..area.bottom()).zip(lines) {
+        put(buf, area, area.x + 1, y, &shorten(text, room), theme.level(*level));
+    }
+}
 
 /// Header and verdict; returns the cluster and the room below, if there is a cluster to show.
 pub(super) fn top<'a>(
@@ -52,8 +146,10 @@ pub(super) fn tabs(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
     let open = |screens: &[Screen]| screens.contains(&app.screen);
     let views = [
         ("1Overview", open(&[Screen::Overview])),
+        ("2Ring", open(&[Screen::Ring])),
         ("3Lag", open(&[Screen::Lag])),
         ("4Nodes", open(&[Screen::Nodes, Screen::Node])),
+        ("7Moves", open(&[Screen::Moves])),
         ("?", false),
     ];
     let mut x = area.x;
@@ -85,8 +181,10 @@ pub(super) fn hints(app: &App, room: usize, with_tabs: bool) -> String {
     let is_open = |action| {
         let views = [
             (Action::Overview, Screen::Overview),
+            (Action::Ring, Screen::Ring),
             (Action::Lag, Screen::Lag),
             (Action::Nodes, Screen::Nodes),
+            (Action::Moves, Screen::Moves),
         ];
         views.into_iter().find(|(view, _)| *view == action).map(|(_, it)| it == app.screen)
     };
@@ -95,15 +193,21 @@ pub(super) fn hints(app: &App, room: usize, with_tabs: bool) -> String {
         let hint = match binding.action {
             action if is_open(action).is_some_and(|open| open || with_tabs) => continue,
             Action::Enter if app.screen == Screen::Node => "Esc back".to_owned(),
+            Action::Enter if app.screen == Screen::Moves => continue,
+            Action::Down if app.screen == Screen::Moves => "j/k scroll".to_owned(),
             Action::Pause if app.paused_since().is_some() => "Space go on".to_owned(),
             Action::Slower => format!("{} {}", binding.hint, interval(app.interval)),
             _ => binding.hint.to_owned(),
         };
         wanted.push((place, hint));
     }
-    // The way to all the others, and out, before what one can do without.
-    let last = |place: usize| matches!(BINDINGS[place].action, Action::Pause | Action::Slower);
-    wanted.sort_by_key(|(place, _)| last(*place));
+    // Help and the way out first, then the other views, then what one can do without.
+    let rank = |place: usize| match BINDINGS[place].action {
+        Action::Pause | Action::Slower => 2,
+        action if is_open(action).is_some() => 1,
+        _ => 0,
+    };
+    wanted.sort_by_key(|(place, _)| rank(*place));
     let mut taken: Vec<(usize, String)> = Vec::new();
     let mut length = 0;
     for (place, hint) in wanted {

@@ -3,7 +3,7 @@
 use super::number::{deviation, duration, duration_short, rate_per_s};
 use super::screen::below;
 use super::theme::{Theme, sign};
-use super::{fade, header, nodes, put, requests, ring, shorten, verdict, width};
+use super::{fade, header, moves, nodes, put, requests, ring, shorten, verdict, width};
 use crate::app::App;
 use crate::state::{Cluster, Level, Node};
 use proto::v1::NodeState;
@@ -26,7 +26,13 @@ pub(super) fn brief(app: &App, theme: &Theme, area: Rect, buf: &mut Buffer) {
         put(buf, rest, rest.x, rest.y + 1, &copies, Style::new());
         rest = below(rest, 1);
     }
-    problems(app, cluster, theme, below(rest, 1), buf);
+    rest = below(rest, 1);
+    let now = cluster.viewpoint_now(app.shown_now());
+    if let Some(text) = moves::summary(cluster, now, room) {
+        put(buf, rest, rest.x, rest.y, &text, theme.note());
+        rest = below(rest, 1);
+    }
+    problems(app, cluster, theme, rest, buf);
     if app.stale() {
         fade(old, buf);
     }

@@ -1,4 +1,5 @@
-//! A row for each node: as many columns as fit, the least important go first.
+//! A row for each node, or for something else: as many columns as fit, the least important go
+//! first.
 
 use super::theme::Theme;
 use super::{put, width};
@@ -16,17 +17,26 @@ const GAP: usize = 2;
 pub(super) struct At<'a> {
     /// Now, on the viewpoint's clock.
     pub(super) now: Millis,
+    /// Now, on this machine's.
+    pub(super) shown: Millis,
     pub(super) cluster: &'a Cluster,
 }
 
-pub(super) struct Column {
+impl<'a> At<'a> {
+    pub(super) fn of(app: &App, cluster: &'a Cluster) -> Self {
+        let shown = app.shown_now();
+        Self { now: cluster.viewpoint_now(shown), shown, cluster }
+    }
+}
+
+pub(super) struct Column<Row = Node> {
     pub(super) title: &'static str,
     /// The greatest goes first when it gets narrow; 0 stays.
     pub(super) rank: u8,
     /// Width it has even when its content is short, so that columns do not wander.
     pub(super) least: usize,
     pub(super) right: bool,
-    pub(super) cell: fn(&Node, &At<'_>) -> (String, Level),
+    pub(super) cell: fn(&Row, &At<'_>) -> (String, Level),
 }
 
 /// Lines that have a row for every node, and the head.
@@ -46,21 +56,61 @@ pub(super) fn render(
     if area.is_empty() {
         return;
     }
-    let at = At { now: cluster.viewpoint_now(app.shown_now()), cluster };
+    let at = At::of(app, cluster);
     let nodes = app.nodes();
     let selected = app.selected_row();
     let shown = Shown::of(nodes.len(), usize::from(area.height) - 1, selected);
     let visible = &nodes[shown.from..shown.from + shown.rows];
-    let columns = fitting(columns, visible, &at, usize::from(area.width));
-    head(&columns, area, theme, buf);
-    for (line, node) in (1..).zip(visible) {
-        let row = Rect { y: area.y + line, height: 1, ..area }.intersection(area);
-        let here = selected == Some(shown.from + usize::from(line) - 1);
-        draw_row(node, &columns, &at, here, theme, row, buf);
-    }
+    let here = selected.and_then(|row| row.checked_sub(shown.from));
+    draw(visible, here, columns, &at, theme, area, buf);
     if shown.rest > 0 {
         let text = rest(&nodes, &shown);
         put(buf, area, area.x + 1, area.y + 1 + shown.rows as u16, &text, theme.dim());
+    }
+}
+
+/// Rows that are no nodes, shown from number `from` on.
+pub(super) struct List<'a, Row: 'static> {
+    pub(super) rows: &'a [Row],
+    pub(super) from: usize,
+    /// What they are.
+    pub(super) what: &'static str,
+    pub(super) columns: &'static [Column<Row>],
+}
+
+impl<Row> List<'_, Row> {
+    /// Draws as many as there are lines, and how many there are besides.
+    pub(super) fn draw(&self, at: &At<'_>, theme: &Theme, area: Rect, buf: &mut Buffer) {
+        let room = usize::from(area.height).saturating_sub(1);
+        let fits = self.rows.len() <= room;
+        let taken = if fits { self.rows.len() } else { room.saturating_sub(1) };
+        let from = self.from.min(self.rows.len() - taken);
+        let visible: Vec<&Row> = self.rows[from..from + taken].iter().collect();
+        draw(&visible, None, self.columns, at, theme, area, buf);
+        if !fits && room > 0 {
+            let above = if from > 0 { format!(", {from} of them above") } else { String::new() };
+            let text = format!("… {} more {}{above}", self.rows.len() - taken, self.what);
+            put(buf, area, area.x + 1, area.bottom() - 1, &text, theme.dim());
+        }
+    }
+}
+
+/// Head and rows, the row number `here` as the selected one.
+fn draw<Row>(
+    rows: &[&Row],
+    here: Option<usize>,
+    columns: &'static [Column<Row>],
+    at: &At<'_>,
+    theme: &Theme,
+    area: Rect,
+    buf: &mut Buffer,
+) {
+    let columns = fitting(columns, rows, at, usize::from(area.width));
+    head(&columns, area, theme, buf);
+    for (line, row) in rows.iter().enumerate() {
+        let y = area.y + 1 + line as u16;
+        let place = Rect { y, height: 1, ..area }.intersection(area);
+        draw_row(*row, &columns, at, here == Some(line), theme, place, buf);
     }
 }
 
@@ -93,19 +143,20 @@ fn rest(nodes: &[&Node], shown: &Shown) -> String {
 }
 
 /// The columns there is room for, each with its width.
-fn fitting(
-    columns: &'static [Column],
-    nodes: &[&Node],
+fn fitting<Row>(
+    columns: &'static [Column<Row>],
+    rows: &[&Row],
     at: &At<'_>,
     room: usize,
-) -> Vec<(&'static Column, usize)> {
-    let measured = |column: &Column| {
-        let cells = nodes.iter().map(|node| width(&(column.cell)(node, at).0));
+) -> Vec<(&'static Column<Row>, usize)> {
+    let measured = |column: &Column<Row>| {
+        let cells = rows.iter().map(|row| width(&(column.cell)(row, at).0));
         cells.max().unwrap_or(0).max(column.least).max(width(column.title))
     };
     let mut columns: Vec<_> = columns.iter().map(|column| (column, measured(column))).collect();
-    let total =
-        |columns: &[(&Column, usize)]| columns.iter().map(|(_, width)| width + GAP).sum::<usize>();
+    let total = |columns: &[(&Column<Row>, usize)]| {
+        columns.iter().map(|(_, width)| width + GAP).sum::<usize>()
+    };
     while total(&columns) > room + GAP - 1 {
         let worst = columns.iter().map(|(column, _)| column.rank).max().unwrap_or(0);
         if worst == 0 {
@@ -116,7 +167,7 @@ fn fitting(
     columns
 }
 
-fn head(columns: &[(&Column, usize)], area: Rect, theme: &Theme, buf: &mut Buffer) {
+fn head<Row>(columns: &[(&Column<Row>, usize)], area: Rect, theme: &Theme, buf: &mut Buffer) {
     let mut x = area.x + 1;
     for (column, width) in columns {
         put(buf, area, x, area.y, &aligned(column.title, *width, column.right), theme.dim());
@@ -124,9 +175,9 @@ fn head(columns: &[(&Column, usize)], area: Rect, theme: &Theme, buf: &mut Buffe
     }
 }
 
-fn draw_row(
-    node: &Node,
-    columns: &[(&Column, usize)],
+fn draw_row<Row>(
+    row: &Row,
+    columns: &[(&Column<Row>, usize)],
     at: &At<'_>,
     selected: bool,
     theme: &Theme,
@@ -138,7 +189,7 @@ fn draw_row(
     }
     let mut x = area.x + 1;
     for (column, width) in columns {
-        let (text, level) = (column.cell)(node, at);
+        let (text, level) = (column.cell)(row, at);
         put(buf, area, x, area.y, &aligned(&text, *width, column.right), theme.level(level));
         x = x.saturating_add((width + GAP) as u16);
     }

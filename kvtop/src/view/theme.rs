@@ -90,6 +90,9 @@ pub fn sign(level: Level) -> &'static str {
     }
 }
 
+/// The sign of what is on its way to another node.
+pub const MOVING: &str = "»";
+
 /// Heights of a sparkline, from nothing to the most.
 pub const SPARKS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
 
@@ -102,9 +105,9 @@ fn ascii(symbol: &str) -> char {
         "·" | "░" | "•" => '.',
         "▲" => '!',
         "✖" => 'X',
-        "»" => '>',
+        "»" | "→" => '>',
         "…" => '~',
-        "─" => '-',
+        "─" | "–" => '-',
         "│" | "┊" => '|',
         "┌" | "┐" | "└" | "┘" | "├" | "┤" | "┬" | "┴" | "┼" => '+',
         "▌" | "▐" => '=',
