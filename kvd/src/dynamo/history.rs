@@ -16,9 +16,9 @@
 //!
 //! What a replica has done (synced, closed) it remembers on its disk before it tells; nothing is
 //! ever taken back, so what nodes know of each other only grows, and they may hear of it in any
-//! order. When every config but those of the newest layout is closed, and everybody who holds a
-//! partition is synced and who leaves has given away all, the newest layout is *settled* and the
-//! others are forgotten.
+//! order. When every config but those of the newest layout is closed, everybody who holds a
+//! partition is synced, who leaves has given away all and who stays has said that it knows, the
+//! newest layout is *settled* and the others are forgotten.
 //!
 //! Layouts form a lattice: a merge stands for the set of changes it merges. So nodes that know the
 //! same changes have the same newest layout, whatever way they heard of them.
@@ -29,7 +29,7 @@
 mod config;
 mod marks;
 
-pub use config::{Config, Coverage, SyncTask};
+pub use config::{Config, Coverage, Part, SyncTask};
 pub use marks::{Mark, Marks, Parts};
 
 use crate::dynamo::layout::{Layout, LayoutError, Member, PARENTS_MAX};
@@ -117,7 +117,7 @@ pub struct History {
     head: usize,
     settled: BTreeMap<LayoutId, Settled>,
     marks: Marks,
-    /// Who has left, and under which layout it gave everything away.
+    /// Who knows a layout as the newest, and, if it is no member of that, has given everything away.
     left: BTreeMap<Uid, LayoutId>,
     control: Control,
 }
@@ -225,7 +225,7 @@ impl History {
         &self.marks
     }
 
-    /// Who has left.
+    /// Who has left under which layout, or, as a member of it, knows it.
     pub fn left(&self) -> &BTreeMap<Uid, LayoutId> {
         &self.left
     }
@@ -313,14 +313,6 @@ impl History {
                 .and_modify(|ours| ours.join(theirs))
                 .or_insert_with(|| theirs.clone());
         }
-        let mut left = self.left.clone();
-        for (uid, theirs) in &other.left {
-            let depth = |id: &LayoutId| layouts.get(id).map(|layout| (layout.depth(), *id));
-            let ours = left.entry(*uid).or_insert(*theirs);
-            if depth(ours) < depth(theirs) {
-                *ours = *theirs;
-            }
-        }
         let control = match self.control.stamp >= other.control.stamp {
             true => self.control,
             false => other.control,
@@ -328,7 +320,21 @@ impl History {
         // What counts no more on one side is left out, unless the other has come another way.
         let mut marks = self.marks.clone();
         marks.join(&other.marks);
-        Self::build(layouts, settled, marks, left, control)
+        let mut next = Self::build(layouts, settled, marks, self.left.clone(), control)?;
+        next.join_left(&other.left);
+        Ok(next)
+    }
+
+    /// Of two words of one node the later counts: it is of the layout that is above. That need be
+    /// neither the deeper one nor the one of the greater id.
+    fn join_left(&mut self, other: &BTreeMap<Uid, LayoutId>) {
+        for (uid, theirs) in other {
+            let ours = self.left.get(uid).and_then(|ours| self.position(*ours));
+            if ours < self.position(*theirs) {
+                self.left.insert(*uid, *theirs);
+            }
+        }
+        self.tidy();
     }
 
     /// With other orders for moves.
@@ -346,7 +352,12 @@ impl History {
 
     /// Settles the newest layout, if nothing from before it counts any more. Says whether it did.
     pub fn settle(&mut self, now_ms: u64) -> bool {
-        if self.is_settled() || self.waits_for_any() {
+        self.settle_of(now_ms, self.parts())
+    }
+
+    /// The same as if the ring had these partitions alone: for those who simulate only some of it.
+    pub fn settle_of(&mut self, now_ms: u64, parts: impl IntoIterator<Item = Part>) -> bool {
+        if self.is_settled() || self.waits_for_any(parts) {
             return false;
         }
         let id = self.head().id();
@@ -395,6 +406,8 @@ impl History {
 
     /// Once nothing is under way, what was done for it is of no more use.
     fn tidy(&mut self) {
+        let known: BTreeSet<LayoutId> = self.layouts.iter().map(|it| it.id()).collect();
+        self.left.retain(|_, id| known.contains(id));
         if self.is_settled() {
             self.left.clear();
             self.marks = Marks::default();

@@ -61,12 +61,22 @@ impl Config {
         self.members.iter().copied().filter(move |uid| !off(uid))
     }
 
+    /// Whether so many are synced that every R of those left meet one: W, or all that are left. Who
+    /// is lost counts for W, since what is flipped stays so, but not for all.
+    fn has_enough_synced(&self) -> bool {
+        let is_off = |uid: &Uid| self.synced.contains(uid) || self.lost.contains(uid);
+        self.synced.len() >= self.w.into() || self.members.iter().all(is_off)
+    }
+
     /// Of how many replicas another must have all, to have every write that W of these have.
     fn sync_quorum(&self) -> usize {
         let there = self.members.len() - self.lost.len();
         (self.members.len() + 1).saturating_sub(self.w.into()).min(there)
     }
 }
+
+/// A partition, of 2^[`History::bits`], of a keyspace.
+pub type Part = (KeyspaceId, u32);
 
 /// Whether a coordinator's view of a partition will do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -172,9 +182,7 @@ impl History {
             config.synced.retain(ours);
             config.closed.retain(ours);
             config.lost = config.members.iter().copied().filter(|uid| self.is_lost(*uid)).collect();
-            let flips = usize::from(config.write_quorum(config.w));
-            config.flipped =
-                config.initial || settled.contains(&at) || config.synced.len() >= flips;
+            config.flipped = config.initial || settled.contains(&at) || config.has_enough_synced();
             let gone = |uid: &&Uid| config.closed.contains(uid) || config.lost.contains(uid);
             config.certified = config.members.iter().filter(gone).count() >= usize::from(config.w)
                 && !config.closed.is_empty();
@@ -198,20 +206,42 @@ impl History {
 
     /// Whether a coordinator whose newest layout is `theirs` knows every config of this key that
     /// this node knows and that still counts. If not, its write does not.
+    ///
+    /// That a layout is below another does not mean that who knows this one knows that: a merge of
+    /// more is above a merge of less that its maker may never have heard of. So only what `theirs`
+    /// descends from is taken for known.
     pub fn covers(&self, theirs: LayoutId, keyspace: KeyspaceId, token: Token) -> Coverage {
-        if theirs == self.head().id() {
+        if self.is_settled() && theirs == self.head().id() {
             return Coverage::Known;
         }
         let Some(at) = self.position(theirs) else {
             return if self.is_past(theirs) { Coverage::Stale } else { Coverage::Ahead };
         };
+        let line = self.line(at);
         let known = |config: &Config| {
             let origin = self.position(config.origin).expect("a config is of a layout that counts");
-            origin == at || self.below[at] >> origin & 1 == 1
+            line >> origin & 1 == 1
         };
         let counting = self.configs(keyspace, token);
         let mut counting = counting.iter().filter(|config| !config.certified);
         if counting.all(known) { Coverage::Known } else { Coverage::Stale }
+    }
+
+    /// The layout at `at` and those it descends from, as bits.
+    fn line(&self, at: usize) -> u64 {
+        let (mut line, mut to_visit) = (1_u64 << at, vec![at]);
+        while let Some(at) = to_visit.pop() {
+            let layout = &self.layouts[at];
+            let past = self.settled.get(&layout.id()).into_iter().flat_map(|it| &it.past);
+            let before = layout.parents().iter().copied().chain(past.map(|past| past.id));
+            for one in before.filter_map(|id| self.position(id)) {
+                if line >> one & 1 == 0 {
+                    line |= 1 << one;
+                    to_visit.push(one);
+                }
+            }
+        }
+        line
     }
 
     /// Whether `me` may be read, or compared with, as a replica of the config that layout `under` has
@@ -240,8 +270,13 @@ impl History {
 
     /// Copies that `me` has to bring level, and can as far as is known.
     pub fn to_sync(&self, me: Uid) -> Vec<SyncTask> {
+        self.to_sync_of(me, self.parts())
+    }
+
+    /// Of these copies, those that `me` has to bring level, and can as far as is known.
+    pub fn to_sync_of(&self, me: Uid, parts: impl IntoIterator<Item = Part>) -> Vec<SyncTask> {
         let mut tasks = Vec::new();
-        self.each_open(|keyspace, partition, configs| {
+        self.each_open_of(parts, |keyspace, partition, configs| {
             for (at, config) in configs.iter().enumerate() {
                 if config.certified
                     || !config.members.contains(&me)
@@ -266,10 +301,16 @@ impl History {
         next
     }
 
-    /// With everything closed that `me` should no longer be read under; `None`: there is nothing.
+    /// With everything closed that `me` should no longer be read under, and having said that it
+    /// knows the newest layout; `None`: there is nothing.
     pub fn with_closed(&self, me: Uid) -> Option<Self> {
+        self.with_closed_of(me, self.parts())
+    }
+
+    /// The same among these partitions.
+    pub fn with_closed_of(&self, me: Uid, parts: impl IntoIterator<Item = Part>) -> Option<Self> {
         let (mut next, bits, mut any) = (self.clone(), self.bits(), false);
-        self.each_open(|keyspace, partition, configs| {
+        self.each_open_of(parts, |keyspace, partition, configs| {
             let flipped = configs.iter().filter(|config| config.flipped);
             let outdone = flipped.fold(0, |outdone, config| outdone | config.below);
             for (at, config) in configs.iter().enumerate() {
@@ -279,6 +320,10 @@ impl History {
                 }
             }
         });
+        if !self.is_settled() && self.head().member(me).is_some() && !self.has_left(me) {
+            next.left.insert(me, self.head().id());
+            any = true;
+        }
         any.then_some(next)
     }
 
@@ -289,7 +334,8 @@ impl History {
         next
     }
 
-    /// Whether `me`, which is no member of the newest layout, has said that it has nothing left.
+    /// Whether `me` has said that it knows the newest layout and, if it is no member of that, has
+    /// nothing left.
     pub fn has_left(&self, me: Uid) -> bool {
         self.left.get(&me) == Some(&self.head().id())
     }
@@ -300,16 +346,17 @@ impl History {
         configs.iter().any(|config| !config.certified && config.members.contains(&me))
     }
 
-    /// Whether something from before the newest layout still counts, or somebody has yet to get or
-    /// to give away what the newest layout says.
-    pub(super) fn waits_for_any(&self) -> bool {
-        let mut waits = false;
-        let leaves = |uid: Uid| self.head().member(uid).is_none();
-        waits |= self.members().iter().any(|it| leaves(it.uid) && !self.has_left(it.uid));
+    /// Whether something from before the newest layout still counts, or somebody has yet to hear
+    /// of it, or to get or to give away what it says.
+    ///
+    /// Everybody has to have heard of it: who has not may be of another change that closes what
+    /// this one leaves as it is. Of two settled layouts one is always below the other.
+    pub(super) fn waits_for_any(&self, parts: impl IntoIterator<Item = Part>) -> bool {
+        let mut waits = self.members().iter().any(|it| !self.has_left(it.uid));
         if waits {
             return true;
         }
-        self.each(|keyspace, _, configs| {
+        self.each_of(parts, |keyspace, _, configs| {
             let Some((newest, before)) = configs.split_last() else { return };
             waits |= before.iter().any(|config| !config.certified);
             if self.head().keyspace_by_id(keyspace).is_none() {
@@ -321,21 +368,42 @@ impl History {
         waits
     }
 
+    /// Every partition of every keyspace of the newest layout.
+    pub fn parts(&self) -> impl Iterator<Item = Part> + use<> {
+        let keyspaces: Vec<KeyspaceId> = self.head().keyspaces().keys().copied().collect();
+        let partitions = 1_u32 << self.bits();
+        keyspaces.into_iter().flat_map(move |id| (0..partitions).map(move |at| (id, at)))
+    }
+
     /// Visits the configs of every partition of every keyspace of the newest layout.
-    pub fn each(&self, mut visit: impl FnMut(KeyspaceId, u32, &[Config])) {
-        for keyspace in self.head().keyspaces().keys() {
-            for partition in 0..1 << self.bits() {
-                visit(*keyspace, partition, &self.configs_of(*keyspace, partition));
-            }
-        }
+    pub fn each(&self, visit: impl FnMut(KeyspaceId, u32, &[Config])) {
+        self.each_of(self.parts(), visit);
     }
 
     /// The same where there is more than one.
-    pub fn each_open(&self, mut visit: impl FnMut(KeyspaceId, u32, &[Config])) {
+    pub fn each_open(&self, visit: impl FnMut(KeyspaceId, u32, &[Config])) {
+        self.each_open_of(self.parts(), visit);
+    }
+
+    fn each_of(
+        &self,
+        parts: impl IntoIterator<Item = Part>,
+        mut visit: impl FnMut(KeyspaceId, u32, &[Config]),
+    ) {
+        for (keyspace, partition) in parts {
+            visit(keyspace, partition, &self.configs_of(keyspace, partition));
+        }
+    }
+
+    fn each_open_of(
+        &self,
+        parts: impl IntoIterator<Item = Part>,
+        mut visit: impl FnMut(KeyspaceId, u32, &[Config]),
+    ) {
         if self.is_settled() {
             return;
         }
-        self.each(|keyspace, partition, configs| {
+        self.each_of(parts, |keyspace, partition, configs| {
             if configs.len() > 1 {
                 visit(keyspace, partition, configs);
             }

@@ -86,7 +86,9 @@ fn a_node_more_is_learned_synced_flipped_and_closed() {
     assert_eq!(closed.may_read(kept_by, old, default_id(), moved), Coverage::Stale);
     let new_id = next.head().id();
     assert_eq!(closed.may_read(kept_by, new_id, default_id(), moved), Coverage::Known);
-    assert!(closed.with_closed(fourth.uid).is_none(), "it is of the new one alone");
+    let said = closed.with_closed(fourth.uid).unwrap();
+    assert_eq!(said.marks(), closed.marks(), "it is of the new one alone");
+    assert!(said.with_closed(fourth.uid).is_none());
     let leaver = first.head().members().iter().map(|it| it.uid);
     let leaver = leaver.filter(|uid| !new(&twice).members.contains(uid)).next().unwrap();
     let closed = closed.with_closed(leaver).unwrap();
@@ -184,6 +186,98 @@ fn a_side_that_settled_by_itself_does_not_bring_back_what_it_closed() {
     assert!(configs[0].certified && !configs[0].members.contains(&fourth.uid));
     assert!(configs[1].flipped && !configs[1].certified);
     assert!(work_all(both).is_settled());
+}
+
+#[test]
+fn a_layout_settles_only_once_every_member_knows_it() {
+    let (first, fourth) = three_and_one();
+    let change = || Change::CreateKeyspace(keyspace("k", 2));
+    let one = first.with_child(child(&first, change())).unwrap();
+    let me = one.head().members()[0].uid;
+    let said = work(&one, me);
+    assert!(!said.is_settled(), "another may just make a change of its own");
+    // They do, and what they close there was closed of what this one would have begun anew.
+    let mut other = first.with_child(child(&first, Change::Add(fourth))).unwrap();
+    for _ in 0..8 {
+        for member in other.members().iter().filter(|member| member.uid != me) {
+            other = work(&other, member.uid);
+        }
+    }
+    assert!(!other.is_settled());
+    let both = said.join(&other).unwrap();
+    let base = first.head().id();
+    assert!(both.layouts().iter().any(|layout| layout.id() == base), "it tells what is whose");
+    assert!(work_all(both).is_settled());
+    assert!(work_all(said).is_settled());
+}
+
+#[test]
+fn of_two_words_of_a_node_the_later_counts() {
+    // Merges of the same changes by other ways: the later need not have the greater id.
+    let first = History::new(layout(&[1, 1, 1, 1], 1));
+    let side = |name: &str| {
+        let change = Change::CreateKeyspace(keyspace(name, 2));
+        first.with_child(child(&first, change)).unwrap()
+    };
+    let me = first.head().members()[0].uid;
+    for names in ["abc", "def", "ghi", "jkl", "mno", "pqr"] {
+        let [one, two, three] = [0, 1, 2].map(|at| side(&names[at..=at]));
+        let early = one.join(&two).unwrap().with_closed(me).unwrap();
+        let late = early.join(&three).unwrap().with_closed(me).unwrap();
+        let told = late.join(&early).unwrap();
+        assert!(told.has_left(me) && told == early.join(&late).unwrap());
+    }
+}
+
+#[test]
+fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_know() {
+    let first = History::new(layout(&[1; 5], 1));
+    let mut more = members(&[1; 8], 1, 0);
+    more.retain(|member| first.head().member(member.uid).is_none());
+    let side = |at: usize| first.with_child(child(&first, Change::Add(more[at].clone()))).unwrap();
+    let (one, two, three) = (side(0), side(1), side(2));
+    let less = one.join(&two).unwrap();
+    let all = three.join(&two).unwrap().join(&one).unwrap();
+    assert!(!all.knows(less.head().id()));
+    let replica = less.join(&all).unwrap();
+    assert_eq!(replica.head().id(), all.head().id());
+    let mut missed = 0;
+    for token in (0..256).map(|p| Token::range(p, 8).0) {
+        let told = all.configs(default_id(), token);
+        let open = replica.configs(default_id(), token);
+        let is_told = |config: &Config| told.iter().any(|it| it.origin == config.origin);
+        if open.iter().any(|config| !config.certified && !is_told(config)) {
+            missed += 1;
+            let covers = replica.covers(all.head().id(), default_id(), token);
+            assert_eq!(covers, Coverage::Stale);
+        }
+    }
+    assert!(missed > 0, "it has replicas of its own somewhere");
+}
+
+#[test]
+fn a_copy_of_a_lost_replica_does_not_make_a_config_readable() {
+    let mut tuned = keyspace("default", 3);
+    (tuned.r, tuned.w) = (1, 3);
+    let default = crate::dynamo::layout::Keyspace { name: "default".into(), ..tuned };
+    let first = Layout::genesis("test", members(&[1; 5], 1, 0), default).unwrap();
+    let mut more = members(&[1; 6], 1, 0);
+    more.retain(|member| first.member(member.uid).is_none());
+    let first = History::new(first);
+    let next = first.with_child(child(&first, Change::Add(more.remove(0)))).unwrap();
+    let token = (0..256).map(|p| Token::range(p, 8).0);
+    let mut open = token.filter(|token| next.configs(default_id(), *token).len() == 2);
+    let moved = open.next().expect("the sixth gets something");
+    let of = |history: &History| history.configs(default_id(), moved)[1].clone();
+    let [dies, synced, empty] = of(&next).members[..] else { panic!("N is 3") };
+    let next = next.with_synced(dies, &next.to_sync(dies));
+    let next = next.with_synced(synced, &next.to_sync(synced));
+    assert!(!of(&next).flipped);
+    let next = next.with_child(child(&next, Change::Remove { uid: dies, lost: true })).unwrap();
+    assert_eq!(of(&next).write_quorum(3), 2);
+    assert!(!of(&next).flipped, "R=1 might ask the one that has nothing");
+    let next = next.with_synced(empty, &next.to_sync(empty));
+    assert!(of(&next).flipped);
 }
 
 #[test]
