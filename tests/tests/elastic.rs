@@ -182,9 +182,10 @@ fn what_is_paused_stands_still_and_what_is_cancelled_goes_back() {
     let mut scenario = slow(3);
     let new = scenario.cluster.more();
     let client = scenario.cluster.client(0);
+    throttle(&scenario.cluster, &client, SLOWLY / 8);
     let change_it = add(&scenario.cluster.nodes[new], "", 0);
     let added = change(&scenario.cluster, &client, vec![change_it]);
-    wait_until_percent(&scenario.cluster, &client, &added.id, 10);
+    wait_until_percent(&scenario.cluster, &client, &added.id, 1);
     steer(&scenario.cluster, &client, OpsAction::Pause);
     let paused = op(&scenario.cluster, &client, &added.id).unwrap();
     assert_eq!(paused.state(), OpState::Paused);

@@ -206,11 +206,11 @@ impl Get {
         }
     }
 
-    /// Whether it may wait for nodes that are not up yet: while replicas change, and as long as there
-    /// is time to tell the client that they did not come.
+    /// Whether it may wait for nodes that have just been made members, as long as there is time to
+    /// tell the client that they did not come.
     fn may_wait(&self) -> bool {
         let left = self.deadline.saturating_duration_since(clock::now());
-        !self.cluster.history.is_settled() && left > self.started.elapsed()
+        left > self.started.elapsed() && self.cluster.peers.values().any(|peer| peer.is_new())
     }
 
     /// Whether what a strict get returns is on all sets of replicas that this node knows of by now.

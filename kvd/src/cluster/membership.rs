@@ -10,7 +10,7 @@ use super::peers::Peer;
 use super::{Cluster, Node, detector, documents};
 use crate::clock;
 use crate::dynamo::context::Sealer;
-use crate::dynamo::history::{History, HistoryError};
+use crate::dynamo::history::{History, HistoryError, OPEN_MAX};
 use crate::dynamo::layout::{Keyspace, Layout, LayoutError, Member, Mode};
 use crate::dynamo::node::{ClusterId, LayoutId, Uid};
 use crate::dynamo::value::Codec;
@@ -36,6 +36,10 @@ const FACT_CLUSTER: &str = "cluster";
 /// What a node knew before several layouts could count at once.
 const FACT_LAYOUT: &str = "layout";
 const FACT_HISTORY: &str = "history";
+
+/// So long a change waits for room among the layouts that count, and looks so often.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
 /// News for the others is gathered for so long.
 const TELL_AFTER: Duration = Duration::from_millis(20);
@@ -389,6 +393,11 @@ pub async fn commit(
     make: impl FnOnce(&History) -> Result<Layout, Failure>,
 ) -> Result<LayoutId, Failure> {
     let mut id = LayoutId(0);
+    // Most are settled within a second: whoever makes many waits for that, not for an error.
+    let until = clock::now() + ROOM_TIMEOUT;
+    while node.cluster()?.history.layouts().len() >= OPEN_MAX && clock::now() < until {
+        tokio::time::sleep(ROOM_PAUSE).await;
+    }
     grow(node, |history| {
         let child = make(history)?;
         id = child.id();

@@ -8,6 +8,7 @@
 use super::coordinator::{merge_here, merge_on};
 use super::errors::{self, Failure};
 use super::lane::{CallError, Lane};
+use super::peers::Peer;
 use super::{Cluster, Node, documents, handoff, membership, repair, tree};
 use crate::clock;
 use crate::dynamo::history::{Coverage, History, SyncTask};
@@ -25,7 +26,7 @@ use prost::Message;
 use proto::token::Token;
 use proto::v1::{Level, Move, NodeMoves, ScanAnswer, ScanCall, Stuck, TreeCall, answer, call};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -86,6 +87,8 @@ pub struct Moves {
     received: Mutex<Vec<(Instant, u64)>>,
     budget: tokio::sync::Mutex<Option<Instant>>,
     moved_at_ms: AtomicU64,
+    /// How often copies were compared.
+    turns: AtomicUsize,
 }
 
 impl Default for Moves {
@@ -103,6 +106,7 @@ impl Default for Moves {
             received: Mutex::default(),
             budget: tokio::sync::Mutex::default(),
             moved_at_ms: AtomicU64::new(0),
+            turns: AtomicUsize::new(0),
         }
     }
 }
@@ -287,7 +291,12 @@ async fn sync(
     for task in tasks {
         let id = (task.keyspace, bits, task.partition, task.origin);
         if !task.is_new {
-            ready.push(task);
+            // Who is to get a copy gets it first, if it is there: see `History::newcomers`.
+            let comes = |peer: &Arc<Peer>| peer.is_usable() || peer.is_new();
+            let is_up = |uid: &Uid| cluster.peers.get(uid).is_some_and(comes);
+            if !cluster.history.newcomers(&task).iter().any(is_up) {
+                ready.push(task);
+            }
             continue;
         }
         match node.moves.with(id, |copy| copy.whole) {
@@ -331,25 +340,39 @@ async fn compare(node: &Arc<Node>, cluster: &Arc<Cluster>, ready: &[SyncTask]) -
         .filter(|uid| *uid != me)
         .partition(|uid| cluster.peers.get(uid).is_some_and(|peer| peer.is_usable()));
     for uid in down {
+        if cluster.peers.get(&uid).is_some_and(|peer| peer.is_new()) {
+            continue;
+        }
         let text = cluster.peers.get(&uid).map_or("is no member".into(), |peer| peer.why_not());
         why.insert(uid, text);
     }
-    for uid in up {
-        let Some(peer) = cluster.peers.get(&uid) else { continue };
-        let wanted: Vec<usize> = (0..ready.len())
-            .filter(|at| level[*at].len() < ready[*at].needed)
-            .filter(|at| ready[*at].candidates.contains(&uid))
-            .collect();
+    // Each task chooses as many as it needs, others the next time: one that fails is got round.
+    let turn = node.moves.turns.fetch_add(1, Ordering::Relaxed);
+    let mut chosen: BTreeMap<Uid, Vec<usize>> = BTreeMap::new();
+    for (at, task) in ready.iter().enumerate() {
+        let there =
+            task.candidates.iter().filter(|uid| up.contains(uid) && !level[at].contains(uid));
+        let there: Vec<Uid> = there.copied().collect();
+        let missing = task.needed.saturating_sub(level[at].len());
+        let from = (task.partition as usize).wrapping_add(turn);
+        for step in 0..missing.min(there.len()) {
+            chosen.entry(there[(from + step) % there.len()]).or_default().push(at);
+        }
+    }
+    let comparing = chosen.into_iter().filter_map(|(uid, wanted)| {
+        let peer = cluster.peers.get(&uid)?;
         let mut work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>> = BTreeMap::new();
         for at in &wanted {
             let task = &ready[*at];
             let spans = work.entry((task.keyspace, task.under)).or_default();
             spans.push(Span::of_partition(task.partition, partitions));
         }
-        if work.is_empty() {
-            continue;
-        }
-        match repair::level(node, cluster, peer, Some(cluster.layout.id()), work).await {
+        let newest = Some(cluster.layout.id());
+        Some(async move { (uid, wanted, repair::level(node, cluster, peer, newest, work).await) })
+    });
+    // Beside each other: they wait for the same checkpoints.
+    for (uid, wanted, outcome) in join_all(comparing).await {
+        match outcome {
             Ok(()) => {
                 for at in wanted {
                     level[at].insert(uid);
@@ -450,13 +473,14 @@ async fn fetch(node: &Arc<Node>, cluster: &Arc<Cluster>, id: CopyId, task: &Sync
                     copy.cursor = through.clone();
                     copy.why.clear();
                 });
+                pay(node, bytes).await;
                 if through.is_none() {
                     return;
                 }
-                pay(node, bytes).await;
             }
             Err(why) => {
                 let now_ms = clock::now_ms();
+                let why = if peer.is_new() { String::new() } else { why };
                 node.moves.with(id, |copy| {
                     if copy.why.is_empty() {
                         copy.since_ms = now_ms;
@@ -610,25 +634,40 @@ async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), String> {
         }
     }
     let mut why = String::new();
-    for peer in cluster.peers.values().filter(|peer| peer.is_usable()) {
-        let is_heir = |it: &&mut Owed| it.level < it.needed && it.heirs.contains(&peer.uid);
-        let mut inherits: Vec<&mut Owed> = owed.iter_mut().filter(is_heir).collect();
+    let mut chosen: BTreeMap<Uid, Vec<usize>> = BTreeMap::new();
+    for (at, it) in owed.iter().enumerate() {
+        let up = |uid: &&Uid| cluster.peers.get(uid).is_some_and(|peer| peer.is_usable());
+        let there: Vec<&Uid> = it.heirs.iter().filter(up).collect();
+        for step in 0..it.needed.min(there.len()) {
+            let heir = there[(it.partition as usize + step) % there.len()];
+            chosen.entry(*heir).or_default().push(at);
+        }
+    }
+    let comparing = chosen.into_iter().filter_map(|(uid, inherits)| {
+        let peer = cluster.peers.get(&uid)?;
         let mut work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>> = BTreeMap::new();
-        for it in &inherits {
+        for it in inherits.iter().map(|at| &owed[*at]) {
             let span = Span::of_partition(it.partition, 1 << bits);
             work.entry((it.keyspace, it.origin)).or_default().push(span);
         }
-        if work.is_empty() {
-            continue;
-        }
-        match repair::level(node, &cluster, peer, None, work).await {
-            Ok(()) => inherits.iter_mut().for_each(|it| it.level += 1),
+        let cluster = &cluster;
+        Some(async move { (inherits, repair::level(node, cluster, peer, None, work).await) })
+    });
+    for (inherits, outcome) in join_all(comparing.collect::<Vec<_>>()).await {
+        match outcome {
+            Ok(()) => inherits.into_iter().for_each(|at| owed[at].level += 1),
             Err(text) => why = text,
         }
     }
     for it in owed.iter().filter(|it| it.level >= it.needed) {
-        give_up(node, it.keyspace, it.partition, bits).await?;
-        node.moves.got_on();
+        // Not while the layouts change: it may have become a replica again meanwhile, and what it
+        // has acknowledged since as one must stay.
+        let _unchanging = node.changing.lock().await;
+        let now = node.cluster().map_err(|failure| failure.what)?;
+        if now.history.bits() == bits && !now.history.holds(node.uid, it.keyspace, it.partition) {
+            give_up(node, it.keyspace, it.partition, bits).await?;
+            node.moves.got_on();
+        }
     }
     for keyspace in cluster.layout.dropped() {
         for partition in 0..1 << bits {
@@ -756,7 +795,9 @@ fn note_stuck(
 
 /// Others, down, that have a step to do for which everybody waits.
 fn stuck_by_others(node: &Node, cluster: &Cluster) {
-    let down = cluster.peers.values().filter(|peer| !peer.is_usable());
+    // One that has just been made a member is linked to in a moment.
+    let is_down = |peer: &&Arc<Peer>| !peer.is_usable() && !peer.is_new();
+    let down = cluster.peers.values().filter(is_down);
     let down: BTreeMap<Uid, String> = down.map(|peer| (peer.uid, peer.why_not())).collect();
     if down.is_empty() {
         return;

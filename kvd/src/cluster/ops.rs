@@ -304,10 +304,12 @@ fn nodes(cluster: &Cluster, layout: &Layout, counts: &Counts) -> Vec<MoveNode> {
             layout.tables().values().map(|it| it.partitions() * usize::from(it.n())).sum();
         f64::from(copies) / total as f64
     };
+    // Of one that ended long ago nobody knows how it was before.
+    let Some(before) = before else { return Vec::new() };
     let mut nodes: Vec<MoveNode> = Vec::new();
     for member in cluster.history.members() {
         let uid = member.uid;
-        let (was, will) = (before.map_or(0.0, |it| share(it, uid)), share(layout, uid));
+        let (was, will) = (share(before, uid), share(layout, uid));
         let (all, there) = counts.by_node.get(&uid).copied().unwrap_or((0, 0));
         let done = if counts.transitions == 0 {
             1.0

@@ -21,6 +21,9 @@ use tokio::sync::Notify;
 /// What a peer said of its disk counts for so long.
 const BEAT_GOOD_FOR: Duration = Duration::from_secs(5);
 
+/// A member that was never linked to is new for so long, and after that down.
+const NEW_FOR: Duration = Duration::from_secs(5);
+
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -64,6 +67,9 @@ pub struct Peer {
     gone: Notify,
     /// Layouts are being exchanged with it.
     pub(super) exchanging: AtomicBool,
+    /// When it was made a member, as this node learned, and whether it was ever linked to since.
+    made: Instant,
+    ever_usable: AtomicBool,
     /// What tells apart what it last said to know of the layouts; 0: it has not said.
     history: AtomicU64,
     health: Mutex<Health>,
@@ -104,6 +110,8 @@ impl Peer {
             back: Notify::new(),
             gone: Notify::new(),
             exchanging: AtomicBool::new(false),
+            made: clock::now(),
+            ever_usable: AtomicBool::new(false),
             history: AtomicU64::new(0),
             health: Mutex::new(Health {
                 connected_ms: 0,
@@ -323,8 +331,14 @@ impl Peer {
         }
     }
 
+    /// Whether it has only just been made a member, and is linked to in a moment.
+    pub fn is_new(&self) -> bool {
+        !self.ever_usable.load(Ordering::Relaxed) && self.made.elapsed() < NEW_FOR
+    }
+
     /// It said something on the link for requests.
     pub(super) fn came_up(&self) {
+        self.ever_usable.store(true, Ordering::Relaxed);
         if !self.usable.swap(true, Ordering::Relaxed) {
             let mut health = lock(&self.health);
             health.why.clear();

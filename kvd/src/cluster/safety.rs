@@ -5,7 +5,7 @@ use super::{Cluster, Node, deadline, view};
 use crate::dynamo::layout::{Keyspace, Layout, Mode};
 use crate::dynamo::node::Uid;
 use crate::dynamo::opinion::State;
-use crate::dynamo::safety::{Meaning, meaning, without_each};
+use crate::dynamo::safety::{meaning, without_each};
 use proto::v1::{
     DrainCall, DrainReply, DrainRequest, GetSafetyRequest, Level, NodeSafety, QuorumMeaning,
     SafetyReply, answer, call,
@@ -86,7 +86,7 @@ fn in_words(
             let planned = layout.with_n(keyspace.n);
             let planned =
                 planned.map_err(|error| errors::argument("that cannot be", error.to_string()))?;
-            meaning(&planned, keyspace, up).unwrap_or_else(Meaning::default)
+            meaning(&planned, keyspace, up).unwrap_or_default()
         }
     };
     let mode = match keyspace.mode {

@@ -105,6 +105,11 @@ impl Span {
         (leaves > 0 && end <= LEAVES).then_some(Self { first, leaves })
     }
 
+    /// Its first token.
+    pub fn token(self) -> Token {
+        Token(u128::from(self.first) << (128 - LEAF_BITS))
+    }
+
     /// One past its last leaf.
     pub fn end(self) -> u32 {
         self.first + self.leaves

@@ -291,6 +291,22 @@ impl History {
         tasks
     }
 
+    /// Of the config a task is for, replicas that held nothing of the partition before and are not
+    /// level yet. Until they are, it is better not to flip: whoever gives its copy up then leaves as
+    /// many whole ones as there were.
+    pub fn newcomers(&self, task: &SyncTask) -> Vec<Uid> {
+        let configs = self.configs_of(task.keyspace, task.partition);
+        let held = |uid: &Uid| {
+            let readable = configs.iter().filter(|it| it.flipped && it.origin != task.origin);
+            readable.into_iter().any(|config| config.members.contains(uid))
+        };
+        let config = configs.iter().find(|config| config.origin == task.origin);
+        let members = config
+            .into_iter()
+            .flat_map(|config| config.members.iter().filter(|uid| !config.synced.contains(uid)));
+        members.copied().filter(|uid| !held(uid)).collect()
+    }
+
     /// With these copies level: `me` has compared them as their tasks say.
     pub fn with_synced(&self, me: Uid, done: &[SyncTask]) -> Self {
         let (mut next, bits) = (self.clone(), self.bits());
@@ -513,10 +529,10 @@ fn sync_task(
     let sources = (0..=at).rev().filter(|one| *one == at || config.below >> one & 1 == 1);
     let mut sources = sources.map(|one| &configs[one]).filter(|source| source.flipped);
     let source = sources.find(|source| source.readable().count() >= source.sync_quorum())?;
-    let is_new = !source.members.contains(&me)
-        && !configs.iter().any(|other| {
-            other.origin != config.origin && other.members.contains(&me) && other.flipped
-        });
+    let held = |other: &&Config| {
+        other.origin != config.origin && other.flipped && other.members.contains(&me)
+    };
+    let is_new = !configs.iter().any(|other| held(&other));
     Some(SyncTask {
         keyspace,
         partition,

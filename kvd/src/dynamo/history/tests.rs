@@ -89,8 +89,8 @@ fn a_node_more_is_learned_synced_flipped_and_closed() {
     let said = closed.with_closed(fourth.uid).unwrap();
     assert_eq!(said.marks(), closed.marks(), "it is of the new one alone");
     assert!(said.with_closed(fourth.uid).is_none());
-    let leaver = first.head().members().iter().map(|it| it.uid);
-    let leaver = leaver.filter(|uid| !new(&twice).members.contains(uid)).next().unwrap();
+    let mut leaver = first.head().members().iter().map(|it| it.uid);
+    let leaver = leaver.find(|uid| !new(&twice).members.contains(uid)).unwrap();
     let closed = closed.with_closed(leaver).unwrap();
     assert!(closed.configs(default_id(), moved)[0].certified, "two of three: W");
 
