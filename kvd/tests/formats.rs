@@ -10,7 +10,7 @@ use kvd::cluster::value;
 use kvd::dynamo::clock::Counter;
 use kvd::dynamo::context::Sealer;
 use kvd::dynamo::key::Key;
-use kvd::dynamo::layout::{Keyspace, Layout, Member, Mode};
+use kvd::dynamo::layout::{Change, Keyspace, Layout, Member, Mode};
 use kvd::dynamo::node::{ClusterId, Incarnation, KeyspaceId, RequestId, Uid};
 use kvd::dynamo::object::{Mine, Object, Record};
 use kvd::dynamo::value::{Codec, Value};
@@ -122,17 +122,39 @@ fn layout() -> Layout {
     first.with_keyspace(keyspace("logs", 1, Mode::Strict, None)).unwrap()
 }
 
+/// What layouts of before the spread said is read as it was, and written as it was.
+fn old_layout(name: &str, depth: u64, keyspaces: &[&str]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/formats").join(name);
+    let sample = std::fs::read(path).unwrap();
+    let layout = Layout::decode(&sample).unwrap();
+    assert_eq!(layout.encode(), sample, "{name}");
+    assert_eq!((layout.depth(), layout.members()), (depth, self::layout().members()));
+    assert_eq!(layout.keyspaces().len(), keyspaces.len());
+    assert!(keyspaces.iter().all(|name| layout.keyspace(name).is_some()));
+}
+
 #[test]
 fn layout_version_1() {
-    let layout = layout();
-    assert_eq!(Layout::decode(&sample("layout-v1.bin", &layout.encode())), Ok(layout));
+    old_layout("layout-v1.bin", 2, &["default", "logs"]);
 }
 
 #[test]
 fn layout_version_2() {
-    let layout = layout().with_keyspace(keyspace("lz4", 1, Mode::Sloppy, Some(Codec::Lz4)));
-    let layout = layout.unwrap();
-    let layout = layout.with_keyspace(keyspace("zstd", 2, Mode::Strict, Some(Codec::Zstd)));
-    let layout = layout.unwrap();
-    assert_eq!(Layout::decode(&sample("layout-v2.bin", &layout.encode())), Ok(layout));
+    old_layout("layout-v2.bin", 4, &["default", "logs", "lz4", "zstd"]);
+}
+
+#[test]
+fn layout_version_3() {
+    let first = layout();
+    let mut heavier = first.members()[0].clone();
+    heavier.weight = 9;
+    let uid = first.members()[2].uid;
+    let changes = [
+        Change::Set(heavier),
+        Change::Remove { uid, lost: true },
+        Change::DropKeyspace(KeyspaceId::of("logs")),
+        Change::Spread(2),
+    ];
+    let layout = first.changed(&changes, b"a note".to_vec(), None).unwrap();
+    assert_eq!(Layout::decode(&sample("layout-v3.bin", &layout.encode())), Ok(layout));
 }
