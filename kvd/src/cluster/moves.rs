@@ -328,8 +328,9 @@ async fn compare(node: &Arc<Node>, cluster: &Arc<Cluster>, ready: &[SyncTask]) -
     let mut level: Vec<BTreeSet<Uid>> = vec![BTreeSet::new(); ready.len()];
     let mut why: BTreeMap<Uid, String> = BTreeMap::new();
     for (task, level) in ready.iter().zip(&mut level) {
-        // What it holds itself it need not ask for, if that is all it should.
-        if task.candidates.contains(&me) && node.vote.is_given() && !task.is_new {
+        // What it holds itself it need not ask for, if that is all it should. Of its own config it
+        // is one too: W others are level there, and it asks N-W of them.
+        if task.candidates.contains(&me) && node.vote.is_given() {
             level.insert(me);
         }
     }
@@ -429,7 +430,11 @@ async fn fetch(node: &Arc<Node>, cluster: &Arc<Cluster>, id: CopyId, task: &Sync
     let turn = (task.partition as usize) % count;
     let usable = |uid: &&Uid| cluster.peers.get(uid).is_some_and(|peer| peer.is_usable());
     let in_turn = sources.clone().cycle().skip(turn).take(count).find(usable);
-    let Some(from) = in_turn.or_else(|| sources.next()).copied() else { return };
+    let Some(from) = in_turn.or_else(|| sources.next()).copied() else {
+        // Nobody else is left to be read: what it has is all there is.
+        node.moves.with(id, |copy| copy.whole = true);
+        return;
+    };
     node.moves.with(id, |copy| copy.from = Some(from));
     loop {
         if node.draining.load(Ordering::Relaxed) || is_paused(node) {

@@ -77,7 +77,7 @@ impl Sim {
         let mut under_way = Sync { id, tasks: Vec::new() };
         for (number, task) in tasks.into_iter().enumerate() {
             let mut level = BTreeSet::new();
-            if task.candidates.contains(&me) && !task.is_new {
+            if task.candidates.contains(&me) {
                 level.insert(me);
             }
             let mut others = task.candidates.clone();
