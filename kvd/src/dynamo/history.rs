@@ -57,7 +57,7 @@ pub enum HistoryError {
     /// The layouts do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Above [`OPEN_MAX`], or [`LAYOUTS_MAX`].
+    /// Above [`OPEN_MAX`], or the number a node can know of.
     #[error(
         "{found} layouts count at once, above the {allowed} allowed: \
              see `kvctl ops list` for what they wait for"
