@@ -130,6 +130,9 @@ impl<'a> Link<'a> {
                     }
                     {
                         let mut signs = lock(&self.signs);
+                        if !signs.ever_heard {
+                            self.node.moves.is_welcome(self.peer.uid);
+                        }
                         (signs.heard, signs.ever_heard) = (clock::now(), true);
                         if reply.answers.iter().any(|answer| answer.id == BEAT_ID) {
                             signs.beat_pending = None;

@@ -148,6 +148,11 @@ impl Moves {
         self.wanted.notify_one();
     }
 
+    /// A peer takes this node for a member, whatever it said before.
+    pub fn is_welcome(&self, peer: Uid) {
+        lock(&self.removed).remove(&peer);
+    }
+
     /// Returns once this node has no part in its cluster any more.
     pub async fn gone(&self) {
         self.gone.notified().await;

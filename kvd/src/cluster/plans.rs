@@ -489,7 +489,15 @@ fn describe(
         (rate, _) => sizes.copy * u64::from(most) / rate + TRANSITION_SECONDS,
     };
     let (losses, mut warnings) = losses(node, cluster, intent, child);
-    let forces = if losses.is_empty() { Vec::new() } else { vec![FORCE_DATA_LOSS.to_owned()] };
+    let dropped = intent.changes.iter().filter_map(|change| match change {
+        Change::DropKeyspace(id) => layout.keyspace_by_id(*id),
+        _ => None,
+    });
+    let dropped = dropped.map(|it| format!("all that is in keyspace {} is lost", it.name));
+    let dropped: Vec<String> = dropped.collect();
+    let loses = !losses.is_empty() || !dropped.is_empty();
+    warnings.extend(dropped);
+    let forces = if loses { vec![FORCE_DATA_LOSS.to_owned()] } else { Vec::new() };
     let peak = nodes.iter().map(|it| it.disk_ratio_after).fold(0.0, f64::max);
     check_room(&nodes, &sizes)?;
     let gets_full = |it: &&PlanNode| it.copies_in > 0 && it.disk_ratio_after > DISK_HIGH_RATIO;
