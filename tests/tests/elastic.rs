@@ -151,6 +151,26 @@ fn a_joiner_is_killed_at_every_stage() {
     all_answered(&scenario.end());
 }
 
+/// Who was away while the others went on has a long list of copies it can fetch no more as it
+/// thought; that must not keep it from those it can.
+#[test]
+fn a_joiner_is_away_while_the_others_go_on() {
+    let mut scenario = slow(3);
+    let new = scenario.cluster.more();
+    let client = scenario.cluster.client(0);
+    let change_it = add(&scenario.cluster.nodes[new], "", 0);
+    let op = change(&scenario.cluster, &client, vec![change_it]);
+    scenario.cluster.nodes[new].kill();
+    scenario.pass(1500);
+    scenario.cluster.nodes[new].start();
+    let started = std::time::Instant::now();
+    wait_until_percent(&scenario.cluster, &client, &op.id, 25);
+    eprintln!("25% after {:?}", started.elapsed());
+    wait_until_done(&scenario.cluster, &client, &op.id);
+    eprintln!("done after {:?}", started.elapsed());
+    all_answered(&scenario.end());
+}
+
 #[test]
 fn an_old_owner_is_killed_at_every_stage() {
     let mut scenario = slow(3);

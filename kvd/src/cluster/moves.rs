@@ -415,6 +415,13 @@ fn fetch_all(node: &Arc<Node>, tasks: Vec<(CopyId, SyncTask)>) {
             let node = Arc::clone(&this);
             async move {
                 let Ok(cluster) = node.cluster() else { return };
+                // As it is now: what was readable when the list was made may be closed by now, and
+                // a long list of refusals would keep what can be fetched waiting.
+                let part = [(task.keyspace, task.partition)];
+                let tasks = cluster.history.to_sync_of(node.uid, part);
+                let Some(task) = tasks.into_iter().find(|now| now.origin == task.origin) else {
+                    return;
+                };
                 node.moves.with(id, |copy| copy.running = true);
                 fetch(&node, &cluster, id, &task).await;
                 node.moves.with(id, |copy| copy.running = false);
