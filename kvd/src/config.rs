@@ -100,6 +100,10 @@ pub struct Flags {
     /// Prove so many MiB of records a second, at most. Default: 64.
     #[arg(long, env = "KVD_SCRUB_MIB_PER_SECOND", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub scrub_mib_per_second: Option<u32>,
+    /// Fetch so many MiB a second, at most, of copies that move to this node, and less while requests
+    /// are slow. `kvctl ops throttle` overrides it everywhere. Default: 64.
+    #[arg(long, env = "KVD_TRANSFER_MIB_PER_SECOND", value_name = "MIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub transfer_mib_per_second: Option<u32>,
     /// How often copies are compared with each other node's and made equal by themselves: 30s, 10m,
     /// or off. Default: 10m.
     #[arg(long, env = "KVD_REPAIR_EVERY", value_name = "TIME")]
@@ -141,6 +145,8 @@ struct File {
     scrub_every: Option<Cycle>,
     #[serde(default, deserialize_with = "scrub_mib_per_second")]
     scrub_mib_per_second: Option<u32>,
+    #[serde(default, deserialize_with = "transfer_mib_per_second")]
+    transfer_mib_per_second: Option<u32>,
     repair_every: Option<Cycle>,
     gc_after: Option<Cycle>,
     log: Option<String>,
@@ -166,6 +172,8 @@ pub struct Config {
     pub watermarks: Watermarks,
     /// How often every record is proven, and how fast.
     pub scrub: Pace,
+    /// What it fetches of copies that move to it, bytes a second at most.
+    pub transfer_bytes_per_second: u64,
     /// How often copies are compared with each other node's; `None`: never.
     pub repair_every: Option<Duration>,
     /// How long every home must have held a tombstone before it is taken away; `None`: never.
@@ -226,6 +234,10 @@ impl Config {
                 ) * 1024
                     * 1024,
             },
+            transfer_bytes_per_second: u64::from(
+                flags.transfer_mib_per_second.or(file.transfer_mib_per_second).unwrap_or(64),
+            ) * 1024
+                * 1024,
             repair_every: flags.repair_every.or(file.repair_every).map_or(REPAIR_EVERY, |it| it.0),
             gc_after: flags.gc_after.or(file.gc_after).map_or(Some(GC_AFTER), |it| it.0),
             log: flags.log.or(file.log).unwrap_or_else(|| "info".into()),
@@ -263,6 +275,10 @@ fn write_buffer_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D
 
 fn hint_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     whole(from, "hint_mib", 16_777_216)
+}
+
+fn transfer_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "transfer_mib_per_second", 65_536)
 }
 
 fn scrub_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

@@ -69,6 +69,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         data_dir = %config.data_dir.display(),
         "kvd {} listens", env!("CARGO_PKG_VERSION"),
     );
+    node.moves.goes_at(config.transfer_bytes_per_second);
     membership::resume(&node).map_err(|why| anyhow!(why))?;
     match node.cluster() {
         Ok(cluster) => tracing::info!(

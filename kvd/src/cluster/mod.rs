@@ -251,11 +251,15 @@ impl Node {
         (REQUESTS_MAX - self.requests.available_permits()) as u32
     }
 
+    /// Whether many client requests are under way.
+    pub fn is_busy(&self) -> bool {
+        REQUESTS_MAX - self.requests.available_permits() >= REQUESTS_BUSY
+    }
+
     /// Waits as long as many client requests are under way, and no longer than half a second.
     pub async fn yield_to_requests(&self) {
         let until = clock::now() + YIELD_MAX;
-        let is_busy = || REQUESTS_MAX - self.requests.available_permits() >= REQUESTS_BUSY;
-        while is_busy() && clock::now() < until {
+        while self.is_busy() && clock::now() < until {
             tokio::time::sleep(YIELD_STEP).await;
         }
     }

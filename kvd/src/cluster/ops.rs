@@ -87,14 +87,14 @@ async fn list(node: &Arc<Node>, name: &str) -> Result<OpsReply, Failure> {
         all_notes(&cluster.history).into_iter().map(|(_, note)| note.cancels).collect();
     for (layout, counts) in cluster.history.layouts().iter().zip(&reckoned) {
         let Some(note) = note_in(layout) else { continue };
-        let mut op = begin(&cluster, (layout.id(), layout.depth()), &note, &cancelled);
+        let mut op = begin(node, (layout.id(), layout.depth()), &note, &cancelled);
         running(&cluster, layout, counts, &surveyed, &mut op);
         ops.push(op);
     }
     for (id, settled) in cluster.history.settled() {
         for past in settled.past.iter().filter(|past| !past.note.is_empty()) {
             let note = documents::note_of(&past.note);
-            let mut op = begin(&cluster, (past.id, past.depth), &note, &cancelled);
+            let mut op = begin(node, (past.id, past.depth), &note, &cancelled);
             op.ended_at_ms = past.ended_at_ms;
             ops.push(op);
         }
@@ -124,14 +124,13 @@ async fn list(node: &Arc<Node>, name: &str) -> Result<OpsReply, Failure> {
 }
 
 fn begin(
-    cluster: &Cluster,
+    node: &Node,
     (id, depth): (LayoutId, u64),
     note: &Note,
     cancelled: &BTreeSet<String>,
 ) -> Op {
     let is_cancelled = cancelled.contains(&name_of(id));
     let state = if is_cancelled { OpState::Cancelled } else { OpState::Done };
-    let control = cluster.history.control();
     Op {
         id: name_of(id),
         op_id: note.op_id.clone(),
@@ -140,7 +139,7 @@ fn begin(
         lines: note.lines.clone(),
         state: state.into(),
         layout: Some(LayoutRef { id: id.to_bytes().to_vec().into(), depth }),
-        throttle: control.bytes_per_second.unwrap_or(moves::BYTES_PER_SECOND),
+        throttle: moves::rate_in_force(node),
         ..Op::default()
     }
 }
@@ -235,22 +234,26 @@ fn running(
     let (whole, copies) = begun.fold((0.0, 0.0), |(bytes, copies), it| {
         (bytes + it.bytes_done as f64, copies + it.progress_ratio)
     });
-    op.bytes_total = match copies > 0.0 {
-        true => (whole / copies * counts.copies as f64) as u64,
-        false => 0,
-    };
-    op.bytes_total = op.bytes_total.max(op.bytes_done);
-    op.eta_ms = match op.bytes_per_second {
-        0 => 0,
-        rate => (op.bytes_total - op.bytes_done) * 1000 / rate,
-    };
+    let bytes_per_copy = if copies > 0.0 { whole / copies } else { 0.0 };
+    let total = |copies: u64, done: u64| done.max((bytes_per_copy * copies as f64) as u64);
+    op.bytes_total = total(counts.copies, op.bytes_done);
+    op.eta_ms = eta_ms(op.bytes_total - op.bytes_done, op.bytes_per_second);
     op.pairs = pairs(cluster, heard());
+    for pair in &mut op.pairs {
+        pair.bytes_total = total(pair.copies_total, pair.bytes_done);
+        pair.eta_ms = eta_ms(pair.bytes_total - pair.bytes_done, pair.bytes_per_second);
+    }
     op.stuck = heard().flat_map(|moves| moves.stuck.clone()).collect();
     dedup(&mut op.stuck);
     op.nodes = nodes(cluster, layout, counts);
     let moved_at = heard().map(|it| it.moved_at_ms).max().unwrap_or(0).max(op.at_ms);
     op.needs_attention =
         !op.stuck.is_empty() && clock::now_ms().saturating_sub(moved_at) > ATTENTION_AFTER_MS;
+}
+
+/// How long this many bytes take; 0: nobody knows.
+fn eta_ms(bytes: u64, per_second: u64) -> u64 {
+    bytes.saturating_mul(1000).checked_div(per_second).unwrap_or(0)
 }
 
 /// Every node says of one that is down that it is.
@@ -263,10 +266,10 @@ fn dedup(stuck: &mut Vec<Stuck>) {
 
 fn pairs<'a>(cluster: &Cluster, heard: impl Iterator<Item = &'a NodeMoves>) -> Vec<MovePair> {
     let mut pairs: BTreeMap<(String, String), MovePair> = BTreeMap::new();
+    let name = |uid: &[u8]| Uid::from_slice(uid).map(|uid| cluster.name_of(uid));
     for moves in heard {
         for it in &moves.moves {
-            let from = Uid::from_slice(&it.from_uid).map(|uid| cluster.name_of(uid));
-            let (from, to) = (from.unwrap_or_default(), moves.node.clone());
+            let (from, to) = (name(&it.from_uid).unwrap_or_default(), moves.node.clone());
             let pair = pairs.entry((from.clone(), to.clone())).or_insert_with(|| MovePair {
                 from,
                 to,
@@ -286,6 +289,12 @@ fn pairs<'a>(cluster: &Cluster, heard: impl Iterator<Item = &'a NodeMoves>) -> V
                     progress_ratio: it.progress_ratio,
                     state: it.state.clone(),
                 });
+            }
+        }
+        for rate in &moves.rates {
+            let from = name(&rate.from_uid).unwrap_or_default();
+            if let Some(pair) = pairs.get_mut(&(from, moves.node.clone())) {
+                pair.bytes_per_second = rate.bytes_per_second;
             }
         }
     }

@@ -46,6 +46,7 @@ pub mod merkle;
 pub mod node;
 pub mod object;
 pub mod opinion;
+pub mod partners;
 pub mod plan;
 pub mod preference;
 pub mod quorum;
