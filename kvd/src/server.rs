@@ -2,7 +2,8 @@
 
 use crate::api::{AdminService, KvService, ReplicaService};
 use crate::cluster::{
-    Node, compact, detector, gc, handoff, membership, moves, partitions, repair, room, scrub,
+    Node, address, compact, detector, gc, handoff, membership, moves, partitions, repair, room,
+    scrub,
 };
 use crate::config::Config;
 use crate::storage::disk::RealDisk;
@@ -45,7 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.listen
         )
     })?;
-    let address = match &config.advertise {
+    let own_address = match &config.advertise {
         Some(address) => address.clone(),
         None => listener.local_addr()?.to_string(),
     };
@@ -59,8 +60,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&mut directory, Arc::new(disk), &options)?;
     abort_on_panic();
     let (incarnation, start) = (directory.incarnation(), directory.start().count);
-    let outgoing = outgoing(listener.local_addr()?.ip(), &address);
-    let node = Node::new(directory, address, outgoing, store.clone());
+    let outgoing = outgoing(listener.local_addr()?.ip(), &own_address);
+    let node = Node::new(directory, own_address, outgoing, store.clone());
     tracing::info!(
         address = node.address,
         uid = %node.uid,
@@ -91,6 +92,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     node.spawn(moves::run(Arc::clone(&node)));
     node.spawn(moves::sweep(Arc::clone(&node)));
     node.spawn(membership::keep_telling(Arc::clone(&node)));
+    node.spawn(address::run(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));
 
     let (health, health_service) = tonic_health::server::health_reporter();

@@ -6,6 +6,7 @@ use proto::v1::{GetClusterRequest, GetLayoutRequest, LayoutView, OpState, OpsAct
 use tests::eventually;
 use tests::load::Options;
 use tests::net;
+use tests::process::{Cluster, free_address, run};
 use tests::scenario::{Ended, Scenario, prepare};
 use tests::topology::{
     add, cancel, change, op, plan, remove, replace, reweight, steer, throttle, try_apply, tune,
@@ -219,6 +220,36 @@ fn what_is_paused_stands_still_and_what_is_cancelled_goes_back() {
     assert_eq!(gone.wait_for_end().code(), Some(0), "{}", gone.log());
     scenario.pass(100);
     all_answered(&scenario.end());
+}
+
+/// Nobody is told anything: it finds the others where they were, and they learn from it.
+#[test]
+fn a_node_started_elsewhere_is_where_it_says() {
+    let mut cluster = Cluster::start(3);
+    let address = |cluster: &Cluster, via: usize| {
+        let client = cluster.client(via);
+        let view = cluster.block_on(async { client.admin().get_layout(GetLayoutRequest {}).await });
+        let members = view.map(|view| view.into_inner().members).unwrap_or_default();
+        members.into_iter().find(|member| member.name == "n2").map(|member| member.address)
+    };
+    for _ in 0..2 {
+        // It remembers where it was once it has served there.
+        let before = cluster.nodes[1].address.clone();
+        eventually("n2 to be known", || (address(&cluster, 0)? == before).then_some(()));
+        cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+        assert_eq!(cluster.nodes[1].stop().code(), Some(0));
+        cluster.nodes[1].address = free_address();
+        cluster.nodes[1].start();
+        let moved = cluster.nodes[1].address.clone();
+        for via in 0..3 {
+            eventually("n2's new address", || (address(&cluster, via)? == moved).then_some(()));
+        }
+        cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    }
+    eventually("a cluster without a fault", || {
+        let checked = run(cluster.kvctl_via(0, &["check"]));
+        checked.status.success().then_some(())
+    });
 }
 
 #[test]

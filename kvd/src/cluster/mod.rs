@@ -33,6 +33,7 @@
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
 
+pub mod address;
 pub mod compact;
 pub mod coordinator;
 pub mod detector;
