@@ -11,6 +11,7 @@ use proto::v1::{GetRequest, PutRequest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tests::measure::cpu_us;
 use tests::process::Cluster;
 use tests::random_bytes;
 
@@ -26,11 +27,7 @@ struct Used {
 fn used(cluster: &Cluster) -> Used {
     let mut sum = Used::default();
     for node in &cluster.nodes {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid())).unwrap();
-        // After the command's name: field 14 and 15 are user and system time in ticks of 10 ms.
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        sum.cpu_us += ticks * 10_000;
+        sum.cpu_us += cpu_us(node.pid());
         let io = std::fs::read_to_string(format!("/proc/{}/io", node.pid())).unwrap();
         let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")).unwrap();
         sum.written_bytes += written.parse::<u64>().unwrap();

@@ -12,8 +12,9 @@ use proto::v1::{
 };
 use rustix::process::Signal;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tests::measure::{cpu_us, fill, key};
 use tests::process::Cluster;
 use tests::random_bytes;
 
@@ -217,12 +218,12 @@ fn compare() {
         if differing == 0 {
             a_round(&cluster, &clients[0]);
         }
-        let cpu = cpu_us(&cluster);
+        let cpu = cpu_us_of(&cluster);
         let round = a_round(&cluster, &clients[0]);
         println!(
             "{differing:>12}           {:>8.2}   {:>16.2}   {:>12}",
             (round.ended_at_ms - round.started_at_ms) as f64 / 1000.0,
-            (cpu_us(&cluster) - cpu) as f64 / 1e6,
+            (cpu_us_of(&cluster) - cpu) as f64 / 1e6,
             round.repaired_last,
         );
     }
@@ -240,34 +241,6 @@ fn a_round(cluster: &Cluster, client: &Client) -> PairView {
 }
 
 // === what the sections share ===
-
-/// Puts keys anew.
-fn fill(cluster: &Cluster, clients: &[Client], keys: std::ops::Range<u64>, bytes: usize) {
-    let next = Arc::new(AtomicU64::new(keys.start));
-    cluster.block_on(async {
-        let worker = |at: usize| {
-            let (mut kv, next) = (clients[at % clients.len()].kv(), Arc::clone(&next));
-            let (end, value) = (keys.end, bytes::Bytes::from(random_bytes(bytes)));
-            tokio::spawn(async move {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    if i >= end {
-                        return;
-                    }
-                    let (key, value) = (key(i), value.clone());
-                    kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
-                }
-            })
-        };
-        for worker in (0..64).map(worker).collect::<Vec<_>>() {
-            worker.await.unwrap();
-        }
-    });
-}
-
-fn key(i: u64) -> bytes::Bytes {
-    format!("user:{i:019}").into()
-}
 
 /// Writes keys while n3 is away, and drops what is kept of them for it.
 fn lose(cluster: &mut Cluster, clients: &[Client], keys: std::ops::Range<u64>, bytes: usize) {
@@ -331,14 +304,8 @@ fn until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn cpu_us(cluster: &Cluster) -> u64 {
-    let used = |pid: u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        // After the command's name: user and system time in ticks of 10 ms.
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 10_000
-    };
-    cluster.nodes.iter().map(|node| used(node.pid())).sum()
+fn cpu_us_of(cluster: &Cluster) -> u64 {
+    cluster.nodes.iter().map(|node| cpu_us(node.pid())).sum()
 }
 
 /// What clients saw for a while.

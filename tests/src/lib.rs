@@ -5,6 +5,7 @@
 //! - [`scenario`] is a cluster under load to which something is done, and what must be so after it.
 //! - [`faults`] breaks the disks, syncs, writes and clocks under them; [`ledger`] knows what they
 //!   must not lose by it.
+//! - [`measure`] is what the benchmarks share.
 //! - [`net`] gives a cluster a network of its own, and cuts it.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
 
@@ -13,6 +14,7 @@ pub mod faults;
 pub mod history;
 pub mod ledger;
 pub mod load;
+pub mod measure;
 pub mod net;
 pub mod process;
 pub mod readme;

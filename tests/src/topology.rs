@@ -35,6 +35,17 @@ pub fn reweight(node: &str, weight: u32) -> Change {
     wire(change::Change::Set(set))
 }
 
+/// A node of another zone and weight.
+pub fn place(node: &str, zone: &str, weight: u32) -> Change {
+    let (zone, weight) = (Some(zone.into()), Some(weight));
+    wire(change::Change::Set(SetNode { node: node.into(), zone, weight, ..SetNode::default() }))
+}
+
+/// So many zones that the copies of a partition have to touch.
+pub fn spread(zones: u32) -> Change {
+    wire(change::Change::Spread(zones))
+}
+
 /// A keyspace of other quorums.
 pub fn tune(keyspace: &str, n: u32, r: u32, w: u32) -> Change {
     let (n, r, w) = (Some(n), Some(r), Some(w));
