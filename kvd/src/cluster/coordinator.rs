@@ -3,6 +3,7 @@
 
 use super::errors::{self, Failure};
 use super::lane::{CallError, Lane};
+use super::peers::Peer;
 use super::{Cluster, Node, handoff, membership};
 use crate::clock;
 use crate::dynamo::history::Coverage;
@@ -19,6 +20,9 @@ use proto::v1::{
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+/// Peers that answer within this are as quick as each other: they share the load.
+const QUICK_US: u64 = 1000;
 
 /// Looks up a keyspace by the name a client gave; none means `default`.
 pub fn keyspace<'a>(cluster: &'a Cluster, name: &str) -> Result<&'a Keyspace, Failure> {
@@ -205,19 +209,23 @@ pub async fn merge_here(node: &Node, key: &Key, object: Object) -> Result<(), Fa
     synced.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))
 }
 
-/// This node first (it costs no trip), then those that answer, quickest first, then those that lost
-/// data, then the rest.
-pub fn quickest_first(node: &Node, cluster: &Cluster, homes: &[Uid]) -> Vec<Uid> {
+/// This node first (it costs no trip), then those that answer, quickest first by `took_us`, then
+/// those that lost data or are drained (their copies are as good as any, but they are to be spared),
+/// then the rest.
+pub fn quickest_first(
+    node: &Node,
+    cluster: &Cluster,
+    homes: &[Uid],
+    took_us: impl Fn(&Peer) -> u64,
+) -> Vec<Uid> {
     let mut order = homes.to_vec();
     order.sort_by_cached_key(|uid| match cluster.peers.get(uid) {
         None if node.vote.is_given() => (0, 0),
-        Some(peer) if peer.is_usable() && !peer.has_lost_data() => {
-            // Coarsely, so that equals keep the key's own rotation and share the load.
-            (1, peer.latency_us().max(1).ilog2() / 2)
-        }
         Some(peer) if !peer.is_usable() => (3, 0),
-        // Its copies are as good as any: it is asked for them, and coordinates nothing.
-        Some(peer) if peer.is_draining() => (2, 0),
+        Some(peer) if !peer.has_lost_data() && !peer.is_draining() => {
+            // Coarsely, so that equals keep the key's own rotation and share the load.
+            (1, took_us(peer).max(QUICK_US).ilog2() / 2)
+        }
         _ => (2, 0),
     });
     order

@@ -6,6 +6,7 @@ use super::coordinator::{
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
+use super::peers::Peer;
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::history::Coverage;
@@ -141,7 +142,7 @@ impl Get {
         }
         let quorum = Quorum { n: quorum.n, needed };
         let repair_first = (keyspace.mode == Mode::Strict).then_some(parties.w);
-        let order = quickest_first(node, &cluster, &parties.read);
+        let order = quickest_first(node, &cluster, &parties.read, Peer::read_us);
         let unreachable = |uid: &Uid| cluster.peers.get(uid).is_some_and(|peer| !peer.is_usable());
         // Only then may a fallback know of a write that no home has.
         let fallbacks = match keyspace.mode {
@@ -323,7 +324,7 @@ impl Get {
 
     fn hedge_delay(&self) -> Duration {
         let usual = self.homes.iter().filter_map(|uid| self.cluster.peers.get(uid));
-        let usual = usual.filter(|peer| peer.is_usable()).map(|peer| peer.latency_us()).max();
+        let usual = usual.filter(|peer| peer.is_usable()).map(|peer| peer.read_us()).max();
         Duration::from_micros(usual.unwrap_or(0) * 4).clamp(HEDGE_MIN, HEDGE_MAX)
     }
 

@@ -13,6 +13,10 @@ const QUICK_US: u64 = 10_000;
 /// Without a request for so long, how long the last took says nothing of now.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
+/// Who is passed over since it was slow has no request to show that it is not any more. After so long
+/// without one it is taken for as quick as any.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+
 /// Round trips of requests to one peer.
 #[derive(Debug, Default)]
 pub struct Latency {
@@ -40,6 +44,11 @@ impl Latency {
         lock(&self.seen).recent_us
     }
 
+    /// The same of one that was asked lately; else 0.
+    pub fn known_us(&self) -> u64 {
+        lock(&self.seen).known_us(clock::now())
+    }
+
     /// Whether requests are under way, and take much longer than they can.
     pub fn is_busy(&self) -> bool {
         lock(&self.seen).is_busy(clock::now())
@@ -58,6 +67,11 @@ impl Seen {
             quickest_us => quickest_us.min(self.recent_us),
         };
         self.last = Some(now);
+    }
+
+    fn known_us(&self, now: Instant) -> u64 {
+        let lately = self.last.is_some_and(|last| now.duration_since(last) < SLOW_FOR);
+        if lately { self.recent_us } else { 0 }
     }
 
     fn is_busy(&self, now: Instant) -> bool {
@@ -83,6 +97,15 @@ mod tests {
         let quick = BUSY_FACTOR * QUICK_US;
         assert!(!seen(quick, 200).is_busy(now) && seen(quick + 1, 200).is_busy(now));
         assert!(!seen(quick + 1, 200).is_busy(now + GOOD_FOR), "nobody waits for it any more");
+    }
+
+    #[test]
+    fn a_peer_that_nobody_asks_is_not_slow_for_ever() {
+        let (mut seen, now) = (Seen::default(), clock::now());
+        assert_eq!(seen.known_us(now), 0);
+        seen.note(16_000, now);
+        assert_eq!(seen.known_us(now + SLOW_FOR / 2), 16_000);
+        assert_eq!(seen.known_us(now + SLOW_FOR), 0);
     }
 
     #[test]

@@ -60,7 +60,9 @@ pub struct Peer {
     requests: Queue,
     bulk: Queue,
     usable: AtomicBool,
+    /// Of all that clients wait for, and of reads alone: these wait for no disk.
     latency: Latency,
+    reads: Latency,
     /// It was just heard of: no use waiting before the next try to connect.
     back: Notify,
     /// The link for requests broke: that for bulk ends with it.
@@ -107,6 +109,7 @@ impl Peer {
             bulk: to_bulk,
             usable: AtomicBool::new(false),
             latency: Latency::default(),
+            reads: Latency::default(),
             back: Notify::new(),
             gone: Notify::new(),
             exchanging: AtomicBool::new(false),
@@ -131,6 +134,16 @@ impl Peer {
     /// Recent round trip of requests, microseconds; 0 before the first.
     pub fn latency_us(&self) -> u64 {
         self.latency.recent_us()
+    }
+
+    /// How quick it is to be read from, by what is known; 0: not known.
+    pub fn read_us(&self) -> u64 {
+        self.reads.known_us()
+    }
+
+    /// The same with puts.
+    pub fn write_us(&self) -> u64 {
+        self.latency.known_us()
     }
 
     /// Whether it is busy with requests: what can wait should.
@@ -254,12 +267,18 @@ impl Peer {
         if lane == Lane::Bulk {
             return self.bulk.call(body, bytes, deadline).await;
         }
-        // Gossip waits for nothing: it says nothing of how quick the peer is with requests.
-        let is_telling = !matches!(body, call::Body::Gossip(_));
+        use call::Body::{Coordinate, Hint, Merge, Read};
+        // Of the others some wait for nothing and some for much: they say nothing of how quick the
+        // peer is with requests.
+        let is_telling = matches!(body, Coordinate(_) | Hint(_) | Merge(_) | Read(_));
+        let is_read = matches!(body, Read(_));
         let started = clock::now();
         let outcome = self.requests.call(body, bytes, deadline).await;
         if is_telling && matches!(outcome, Ok(_) | Err(CallError::Refused(_))) {
             self.latency.note(started.elapsed());
+        }
+        if is_read && outcome.is_ok() {
+            self.reads.note(started.elapsed());
         }
         outcome
     }

@@ -9,6 +9,7 @@ use super::coordinator::{
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
+use super::peers::Peer;
 use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::history::Coverage;
@@ -264,7 +265,7 @@ impl Checked {
         let is_put = self.intent.record.value.is_some();
         let takes = |uid: &Uid| {
             let peer = self.cluster.peers.get(uid);
-            let takes = |peer: &Arc<super::peers::Peer>| match is_put {
+            let takes = |peer: &Arc<Peer>| match is_put {
                 true => peer.takes_puts(),
                 false => peer.is_usable(),
             };
@@ -303,7 +304,7 @@ async fn forward(
 ) -> Result<WriteReply, Failure> {
     let bytes = checked.intent.record.value.as_ref().map_or(0, Value::length);
     let (mut why, mut sent) = (Vec::new(), false);
-    for home in quickest_first(node, &checked.cluster, homes) {
+    for home in quickest_first(node, &checked.cluster, homes, Peer::write_us) {
         let Some(peer) = checked.cluster.peers.get(&home) else {
             continue;
         };
