@@ -14,8 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore};
 
-/// Between two checkpoints that comparing asks for, at least: each costs a sync of every file.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(3);
+/// Of the time, checkpoints that comparing asks for may take one part in so many: each costs a sync
+/// of every file.
+const CHECKPOINT_SHARE: u32 = 10;
+
+/// Between two of them, at least and, however long one takes, at most.
+const CHECKPOINT_PAUSE_MIN: Duration = Duration::from_millis(250);
+const CHECKPOINT_PAUSE_MAX: Duration = Duration::from_secs(3);
 
 /// Reads of the tree at once, at most; one more waits. Requests need the disk too.
 const READS_MAX: usize = 4;
@@ -23,8 +28,8 @@ const READS_MAX: usize = 4;
 /// What reads of a node's tree share.
 #[derive(Debug)]
 pub struct Tree {
-    /// When the last checkpoint that comparing asked for began.
-    checkpointed: Mutex<Option<Instant>>,
+    /// When the last checkpoint that comparing asked for began, and how long it took.
+    checkpointed: Mutex<Option<(Instant, Duration)>>,
     reads: Semaphore,
 }
 
@@ -39,16 +44,17 @@ impl Default for Tree {
 pub async fn freshen(node: &Node) -> Result<(), Failure> {
     let came = clock::now();
     let mut last = node.tree.checkpointed.lock().await;
-    if let Some(last) = *last {
+    if let Some((last, took)) = *last {
         if last >= came {
             return Ok(());
         }
-        tokio::time::sleep_until((last + CHECKPOINT_EVERY).into()).await;
+        let pause = (took * CHECKPOINT_SHARE).clamp(CHECKPOINT_PAUSE_MIN, CHECKPOINT_PAUSE_MAX);
+        tokio::time::sleep_until((last + pause).into()).await;
     }
     let began = clock::now();
     let done = node.store.checkpoint().await;
     done.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))?;
-    *last = Some(began);
+    *last = Some((began, began.elapsed()));
     Ok(())
 }
 
