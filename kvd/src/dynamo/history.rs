@@ -35,7 +35,7 @@ pub use marks::{Mark, Marks, Parts};
 use crate::dynamo::layout::{Layout, LayoutError, Member, PARENTS_MAX};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Most layouts that count at once. At this bound a change is refused, but for one that removes a
 /// node: that is how an operator gets out of it.
@@ -120,11 +120,14 @@ pub struct History {
     /// Who knows a layout as the newest, and, if it is no member of that, has given everything away.
     left: BTreeMap<Uid, LayoutId>,
     control: Control,
+    /// The partitions that the layouts have more than one config of, once somebody has asked: a
+    /// change concerns few of them, and what nodes do for it changes nothing of that.
+    open: Arc<OnceLock<Vec<Part>>>,
 }
 
 impl PartialEq for History {
     fn eq(&self, other: &Self) -> bool {
-        self.layouts.iter().map(|it| it.id()).eq(other.layouts.iter().map(|it| it.id()))
+        self.ids().eq(other.ids())
             && self.settled == other.settled
             && self.marks == other.marks
             && self.left == other.left
@@ -144,6 +147,7 @@ impl History {
             marks: Marks::default(),
             left: BTreeMap::new(),
             control: Control::default(),
+            open: Arc::default(),
         }
     }
 
@@ -183,7 +187,8 @@ impl History {
                 [head] => {
                     let (marks, left) = (Marks::default(), left.clone());
                     let settled = settled.clone();
-                    break Self { layouts: all, below, head, settled, marks, left, control };
+                    let open = Arc::default();
+                    break Self { layouts: all, below, head, settled, marks, left, control, open };
                 }
                 _ => {
                     let parents = changes_below(&all, &below, &heads);
@@ -321,6 +326,9 @@ impl History {
         let mut marks = self.marks.clone();
         marks.join(&other.marks);
         let mut next = Self::build(layouts, settled, marks, self.left.clone(), control)?;
+        if next.below == self.below && next.ids().eq(self.ids()) {
+            next.open = Arc::clone(&self.open);
+        }
         next.join_left(&other.left);
         Ok(next)
     }
@@ -346,20 +354,27 @@ impl History {
         next
     }
 
+    fn ids(&self) -> impl Iterator<Item = LayoutId> {
+        self.layouts.iter().map(|layout| layout.id())
+    }
+
     fn by_id(&self) -> BTreeMap<LayoutId, Arc<Layout>> {
         self.layouts.iter().map(|layout| (layout.id(), Arc::clone(layout))).collect()
     }
 
     /// Settles the newest layout, if nothing from before it counts any more. Says whether it did.
     pub fn settle(&mut self, now_ms: u64) -> bool {
-        self.settle_of(now_ms, self.parts())
+        let waits = self.is_settled() || self.waits_for_any(self.open_parts().iter().copied());
+        !waits && self.settle_now(now_ms)
     }
 
     /// The same as if the ring had these partitions alone: for those who simulate only some of it.
     pub fn settle_of(&mut self, now_ms: u64, parts: impl IntoIterator<Item = Part>) -> bool {
-        if self.is_settled() || self.waits_for_any(parts) {
-            return false;
-        }
+        let waits = self.is_settled() || self.waits_for_any(parts);
+        !waits && self.settle_now(now_ms)
+    }
+
+    fn settle_now(&mut self, now_ms: u64) -> bool {
         let id = self.head().id();
         self.settled.insert(id, Settled { at_ms: now_ms, past: Vec::new() });
         self.prune();
@@ -395,6 +410,7 @@ impl History {
         }
         settled.tidy();
         self.settled.insert(root, settled);
+        self.open = Arc::default();
         let head = self.head().id();
         let kept = |at: &usize| gone >> at & 1 == 0;
         let left = (0..self.layouts.len()).filter(kept).map(|at| Arc::clone(&self.layouts[at]));

@@ -126,9 +126,31 @@ impl History {
         keyspace: KeyspaceId,
         token: Token,
     ) -> (Vec<Config>, Vec<Option<usize>>) {
+        if let Some(mut config) = self.only_config(keyspace, token) {
+            config.lost = config.members.iter().copied().filter(|it| self.is_lost(*it)).collect();
+            return (vec![config], vec![Some(0); self.layouts.len()]);
+        }
         let (configs, of_layout) = self.lineage(keyspace, token);
         let configs = self.judged(configs, &of_layout, keyspace, token);
         (configs, of_layout)
+    }
+
+    /// The config of a partition of which all layouts say the same, with nothing to be done for it.
+    /// By far the most are so: none of them is worth going through everything.
+    fn only_config(&self, keyspace: KeyspaceId, token: Token) -> Option<Config> {
+        let (first, others) = self.layouts.split_first()?;
+        let policy = first.keyspace_by_id(keyspace)?;
+        let slots = first.row(policy.n, first.partition_of(token));
+        let is_kept = |(layout, below): (&Arc<Layout>, &u64)| {
+            let theirs = layout.keyspace_by_id(keyspace);
+            let same = |it: &Keyspace| (it.n, it.r, it.w) == (policy.n, policy.r, policy.w);
+            below & 1 == 1 && theirs.is_some_and(same) && {
+                let theirs = layout.row(policy.n, layout.partition_of(token));
+                uids(first, slots).all(|uid| uids(layout, theirs).any(|it| it == uid))
+            }
+        };
+        let all_keep_it = others.iter().zip(&self.below[1..]).all(is_kept);
+        all_keep_it.then(|| Config::new(first, policy, slots, 0))
     }
 
     /// The configs, yet without what nodes have done for them.
@@ -270,7 +292,7 @@ impl History {
 
     /// Copies that `me` has to bring level, and can as far as is known.
     pub fn to_sync(&self, me: Uid) -> Vec<SyncTask> {
-        self.to_sync_of(me, self.parts())
+        self.to_sync_of(me, self.open_parts().iter().copied())
     }
 
     /// Of these copies, those that `me` has to bring level, and can as far as is known.
@@ -320,7 +342,7 @@ impl History {
     /// With everything closed that `me` should no longer be read under, and having said that it
     /// knows the newest layout; `None`: there is nothing.
     pub fn with_closed(&self, me: Uid) -> Option<Self> {
-        self.with_closed_of(me, self.parts())
+        self.with_closed_of(me, self.open_parts().iter().copied())
     }
 
     /// The same among these partitions.
@@ -391,14 +413,21 @@ impl History {
         keyspaces.into_iter().flat_map(move |id| (0..partitions).map(move |at| (id, at)))
     }
 
-    /// Visits the configs of every partition of every keyspace of the newest layout.
-    pub fn each(&self, visit: impl FnMut(KeyspaceId, u32, &[Config])) {
-        self.each_of(self.parts(), visit);
+    /// Those of them that the layouts have more than one config of.
+    pub fn open_parts(&self) -> &[Part] {
+        self.open.get_or_init(|| {
+            let is_open = |part: &Part| {
+                let token = Token::range(part.1, self.bits()).0;
+                self.only_config(part.0, token).is_none() && self.lineage(part.0, token).0.len() > 1
+            };
+            self.parts().filter(is_open).collect()
+        })
     }
 
-    /// The same where there is more than one.
+    /// Visits the configs of every partition of every keyspace of the newest layout, where there is
+    /// more than one.
     pub fn each_open(&self, visit: impl FnMut(KeyspaceId, u32, &[Config])) {
-        self.each_open_of(self.parts(), visit);
+        self.each_open_of(self.open_parts().iter().copied(), visit);
     }
 
     fn each_of(
@@ -503,6 +532,11 @@ impl History {
     }
 }
 
+/// Who is in these slots of a layout.
+fn uids(layout: &Layout, slots: &[u16]) -> impl Iterator<Item = Uid> {
+    slots.iter().map(|slot| layout.members()[usize::from(*slot)].uid)
+}
+
 fn put(
     out: &mut Marks,
     key: (LayoutId, KeyspaceId, Uid),
@@ -551,10 +585,9 @@ fn configs_below(configs: &[Config], all: u64) -> u64 {
 
 impl Config {
     fn new(layout: &Arc<Layout>, policy: &Keyspace, slots: &[u16], below: u64) -> Self {
-        let members = slots.iter().map(|slot| layout.members()[usize::from(*slot)].uid);
         Self {
             origin: layout.id(),
-            members: members.collect(),
+            members: uids(layout, slots).collect(),
             r: policy.r,
             w: policy.w,
             synced: Vec::new(),
@@ -569,9 +602,8 @@ impl Config {
 
     /// Whether a layout says just this.
     fn is(&self, layout: &Layout, policy: &Keyspace, slots: &[u16]) -> bool {
-        let uid = |slot: &u16| layout.members()[usize::from(*slot)].uid;
         (self.r, self.w) == (policy.r, policy.w)
             && self.members.len() == slots.len()
-            && slots.iter().all(|slot| self.members.contains(&uid(slot)))
+            && uids(layout, slots).all(|uid| self.members.contains(&uid))
     }
 }
