@@ -4,10 +4,11 @@
 //! up, and pulled by the others: every message tells apart what its sender knows of the layouts, and
 //! whoever knows something else exchanges documents with that peer and joins them.
 
+use super::documents::{self, Heard};
 use super::errors::{self, Failure};
 use super::lane::CallError;
 use super::peers::Peer;
-use super::{Cluster, Node, detector, documents};
+use super::{Cluster, Node, detector};
 use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::history::{History, HistoryError, OPEN_MAX};
@@ -21,7 +22,7 @@ use proto::v1::{
     AdoptRequest, IdentifyReply, IdentifyRequest, InitClusterRequest, LayoutAnswer, LayoutCall,
     Level, NewMember, Outcome, answer, call,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::transport::{Channel, Endpoint};
@@ -37,6 +38,11 @@ const FACT_CLUSTER: &str = "cluster";
 const FACT_LAYOUT: &str = "layout";
 const FACT_HISTORY: &str = "history";
 
+/// Each layout is stored once, however often what is done for it changes.
+fn layout_fact(id: LayoutId) -> String {
+    format!("layout {id}")
+}
+
 /// So long a change waits for room among the layouts that count, and looks so often.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(5);
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
@@ -50,7 +56,13 @@ pub fn resume(node: &Arc<Node>) -> Result<(), String> {
     let Some(cluster) = fact(FACT_CLUSTER)? else { return Ok(()) };
     let damaged = |error: String| format!("the stored layouts are damaged: {error}");
     let history = match (fact(FACT_HISTORY)?, fact(FACT_LAYOUT)?) {
-        (Some(history), _) => documents::decode(&history).map_err(damaged)?,
+        (Some(history), _) => {
+            let stored = |id| {
+                let bytes = node.store.fact(&layout_fact(id)).ok().flatten()?;
+                Layout::decode(&bytes).ok().map(Arc::new)
+            };
+            documents::decode(&history, stored).map_err(damaged)?
+        }
         (None, Some(layout)) => {
             History::new(Layout::decode(&layout).map_err(|error| damaged(error.to_string()))?)
         }
@@ -99,17 +111,31 @@ async fn settle(
     let mut cluster = id.to_bytes().to_vec();
     cluster.extend(secret);
     let (encoded, digest) = documents::encode(&history);
-    // The cluster first: layouts without one are not taken up. And once: it never changes.
-    let facts = match node.cluster() {
-        Ok(_) => vec![(FACT_HISTORY, encoded)],
-        Err(_) => vec![(FACT_CLUSTER, cluster), (FACT_HISTORY, encoded)],
-    };
-    for (name, value) in facts {
-        let stored = node.store.put_fact(name, value).await;
-        stored.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))?;
+    let before = node.cluster().ok();
+    // The layouts first, then what names them; the cluster before that, and once: what is known of
+    // layouts is not taken up without one, and it never changes.
+    for layout in history.layouts() {
+        let name = layout_fact(layout.id());
+        let there = node.store.fact(&name).map_err(|error| errors::storage(&error))?;
+        if there.is_none() {
+            put_fact(node, &name, layout.encode()).await?;
+        }
+    }
+    if before.is_none() {
+        put_fact(node, FACT_CLUSTER, cluster).await?;
+    }
+    put_fact(node, FACT_HISTORY, encoded).await?;
+    let before = before.iter().flat_map(|cluster| cluster.history.layouts());
+    for gone in before.filter(|layout| history.layouts().iter().all(|it| it.id() != layout.id())) {
+        put_fact(node, &layout_fact(gone.id()), Vec::new()).await?;
     }
     install(node, id, secret, (history, digest));
     Ok(())
+}
+
+async fn put_fact(node: &Node, name: &str, value: Vec<u8>) -> Result<(), Failure> {
+    let stored = node.store.put_fact(name, value).await;
+    stored.map_err(|_| errors::storage_dropped())?.map_err(|error| errors::storage(&error))
 }
 
 // === making a cluster ===
@@ -220,7 +246,7 @@ pub async fn invite(node: &Arc<Node>, peer: &Peer) -> Result<(), String> {
         cluster_id: cluster.id.to_bytes().to_vec().into(),
         cluster_name: cluster.layout.cluster_name().to_owned(),
         secret: cluster.secret.to_vec().into(),
-        history: Some(documents::to_wire(&cluster.history)),
+        history: Some(documents::told(&cluster.history, &BTreeSet::new())),
         expected_uid: peer.uid.to_bytes().to_vec().into(),
     };
     let mut client = replica_client(node, &peer.address).await?;
@@ -235,8 +261,11 @@ pub async fn adopt(node: &Arc<Node>, request: AdoptRequest) -> Result<(), Failur
         ClusterId::from_slice(&request.cluster_id).ok_or_else(|| malformed("its cluster id"))?;
     let secret = request.secret[..].try_into().map_err(|_| malformed("its secret"))?;
     let history = request.history.ok_or_else(|| malformed("its layouts"))?;
-    let history = documents::from_wire(&history);
-    let history = history.map_err(|why| errors::argument("the invitation is malformed", why))?;
+    let history = match documents::heard(&history, |_| None) {
+        Ok(Heard::All(history)) => history,
+        Ok(Heard::Missing(_)) => return Err(malformed("its layouts")),
+        Err(why) => return Err(errors::argument("the invitation is malformed", why)),
+    };
     let is_member = history.members().iter().any(|member| member.uid == node.uid);
     if request.expected_uid[..] != node.uid.to_bytes() || !is_member {
         return Err(errors::stranger("the invitation is for another node"));
@@ -269,25 +298,49 @@ async fn push_layouts(
     peer: &Peer,
     until: Instant,
 ) -> Result<(), String> {
-    let history = documents::to_wire(&cluster.history);
-    let bytes = history.layouts.iter().map(|layout| layout.len()).sum();
-    let body = call::Body::Layout(LayoutCall { history: Some(history) });
-    match peer.call(body, bytes, until).await.map_err(|error: CallError| error.text())? {
-        answer::Body::Layout(LayoutAnswer { history: Some(theirs) }) => {
-            learn(node, &documents::from_wire(&theirs)?).await.map_err(|failure| failure.what)
+    // Twice at most: what it was thought to have and has not is told the second time.
+    for _ in 0..2 {
+        let history = documents::told(&cluster.history, &peer.layouts());
+        let told = history.layouts.iter().chain(history.deltas.iter().map(|it| &it.delta));
+        let bytes = told.map(|bytes| bytes.len()).sum();
+        let body = call::Body::Layout(LayoutCall { history: Some(history) });
+        let answer = peer.call(body, bytes, until).await;
+        let (theirs, missing) = match answer.map_err(|error: CallError| error.text())? {
+            answer::Body::Layout(LayoutAnswer { history: Some(theirs), missing }) => {
+                (theirs, missing)
+            }
+            _ => return Err("answered something else".into()),
+        };
+        peer.has_layouts(documents::names(&theirs));
+        if let Heard::All(theirs) = documents::heard(&theirs, |id| have(cluster, id))? {
+            learn(node, &theirs).await.map_err(|failure| failure.what)?;
         }
-        _ => Err("answered something else".into()),
+        if missing.is_empty() {
+            return Ok(());
+        }
     }
+    Err("lacks layouts that it was told".into())
+}
+
+fn have(cluster: &Cluster, id: LayoutId) -> Option<Arc<Layout>> {
+    cluster.history.layouts().iter().find(|layout| layout.id() == id).cloned()
 }
 
 /// A peer shows what it knows and asks for the same.
 pub async fn layout_shown(node: &Arc<Node>, shown: LayoutCall) -> Result<LayoutAnswer, Failure> {
-    if let Some(theirs) = shown.history {
-        let theirs = documents::from_wire(&theirs);
+    let (mut theirs, mut missing) = (BTreeSet::new(), Vec::new());
+    if let Some(shown) = shown.history {
+        let cluster = node.cluster()?;
+        theirs = documents::names(&shown);
         let malformed = |why| errors::argument("the layouts are malformed", why);
-        learn(node, &theirs.map_err(malformed)?).await?;
+        match documents::heard(&shown, |id| have(&cluster, id)).map_err(malformed)? {
+            Heard::All(shown) => learn(node, &shown).await?,
+            Heard::Missing(ids) => missing = ids,
+        }
     }
-    Ok(LayoutAnswer { history: Some(documents::to_wire(&node.cluster()?.history)) })
+    let ours = documents::told(&node.cluster()?.history, &theirs);
+    let missing = missing.into_iter().map(|id| id.to_bytes().to_vec().into());
+    Ok(LayoutAnswer { history: Some(ours), missing: missing.collect() })
 }
 
 async fn learn(node: &Arc<Node>, theirs: &History) -> Result<(), Failure> {

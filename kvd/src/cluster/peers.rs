@@ -8,11 +8,11 @@ use super::latency::Latency;
 use super::link::{self, Link, SUSPECT_AFTER};
 use super::{Node, detector, membership, repair, witness};
 use crate::clock;
-use crate::dynamo::node::Uid;
+use crate::dynamo::node::{LayoutId, Uid};
 use crate::dynamo::start::Remembered;
 use crate::storage::HintTotals;
 use proto::v1::{Beat, HintTotal, LayoutRef, NodeStats, Stamp, answer, call};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,6 +74,8 @@ pub struct Peer {
     ever_usable: AtomicBool,
     /// What tells apart what it last said to know of the layouts; 0: it has not said.
     history: AtomicU64,
+    /// The layouts it last named as those that count.
+    layouts: Mutex<BTreeSet<LayoutId>>,
     health: Mutex<Health>,
 }
 
@@ -116,6 +118,7 @@ impl Peer {
             made: clock::now(),
             ever_usable: AtomicBool::new(false),
             history: AtomicU64::new(0),
+            layouts: Mutex::default(),
             health: Mutex::new(Health {
                 connected_ms: 0,
                 why: "not reached yet".into(),
@@ -234,6 +237,16 @@ impl Peer {
         if !self.is_usable() {
             self.back.notify_one();
         }
+    }
+
+    /// The layouts it has, as far as is known.
+    pub fn layouts(&self) -> BTreeSet<LayoutId> {
+        lock(&self.layouts).clone()
+    }
+
+    /// It has these.
+    pub fn has_layouts(&self, layouts: BTreeSet<LayoutId>) {
+        *lock(&self.layouts) = layouts;
     }
 
     /// It said this of itself.

@@ -156,13 +156,13 @@ impl History {
     /// # Errors
     /// No layout, too many, or layouts that do not go together.
     pub fn from_parts(
-        layouts: Vec<Layout>,
+        layouts: Vec<Arc<Layout>>,
         settled: BTreeMap<LayoutId, Settled>,
         marks: Marks,
         left: BTreeMap<Uid, LayoutId>,
         control: Control,
     ) -> Result<Self, HistoryError> {
-        let layouts = layouts.into_iter().map(|layout| (layout.id(), Arc::new(layout))).collect();
+        let layouts = layouts.into_iter().map(|layout| (layout.id(), layout)).collect();
         Self::build(layouts, settled, marks, left, control)
     }
 

@@ -121,7 +121,7 @@ impl Keyspace {
 }
 
 impl Table {
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.push(self.n);
         out.extend(self.slots.iter().flat_map(|slot| slot.to_be_bytes()));
     }
@@ -140,6 +140,20 @@ impl Layout {
     /// The bytes of this layout; see the module's head. The same layout has the same bytes on every
     /// node.
     pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.encode_facts();
+        out.extend(self.encode_tables());
+        out
+    }
+
+    /// Those of its tables.
+    pub(super) fn encode_tables(&self) -> Vec<u8> {
+        let mut out = vec![self.tables.len() as u8];
+        self.tables.values().for_each(|table| table.encode(&mut out));
+        out
+    }
+
+    /// Those of all before its tables.
+    pub(super) fn encode_facts(&self) -> Vec<u8> {
         let version = self.version();
         let mut out = Vec::new();
         out.extend(MAGIC);
@@ -176,8 +190,6 @@ impl Layout {
                 out.extend(stamp.to_be_bytes());
             }
         }
-        out.push(self.tables.len() as u8);
-        self.tables.values().for_each(|table| table.encode(&mut out));
         out
     }
 
@@ -204,16 +216,8 @@ impl Layout {
     /// # Errors
     /// The bytes are not exactly what [`Layout::encode`] gives for an allowed layout.
     pub fn decode(bytes: &[u8]) -> Result<Self, LayoutError> {
-        let mut reader = Reader { rest: bytes };
-        if reader.take(MAGIC.len())? != MAGIC {
-            return Err(LayoutError::Magic);
-        }
-        let version = match reader.u8()? {
-            version @ VERSION_PLAIN..=VERSION => version,
-            found => return Err(LayoutError::Version { found }),
-        };
-        let mut layout = Self::decode_facts(&mut reader, version)?;
-        layout.check_facts()?;
+        let mut reader = Reader::new(bytes);
+        let (mut layout, version) = Self::read_facts(&mut reader)?;
         if layout.version() != version {
             return Err(LayoutError::NeedlessVersion { found: version });
         }
@@ -233,7 +237,21 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Everything up to the tables, yet unchecked but for counts and order.
+    /// Everything up to the tables, checked, and the version of the bytes.
+    pub(super) fn read_facts(reader: &mut Reader<'_>) -> Result<(Self, u8), LayoutError> {
+        if reader.take(MAGIC.len())? != MAGIC {
+            return Err(LayoutError::Magic);
+        }
+        let version = match reader.u8()? {
+            version @ VERSION_PLAIN..=VERSION => version,
+            found => return Err(LayoutError::Version { found }),
+        };
+        let layout = Self::decode_facts(reader, version)?;
+        layout.check_facts()?;
+        Ok((layout, version))
+    }
+
+    /// The same, yet unchecked but for counts and order.
     fn decode_facts(reader: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
         let is_new = version == VERSION;
         let mut parents = Vec::new();
@@ -330,11 +348,15 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 /// Bytes yet to be read.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
+    pub(super) fn new(rest: &'a [u8]) -> Self {
+        Self { rest }
+    }
+
     fn take(&mut self, wanted: usize) -> Result<&'a [u8], LayoutError> {
         let short = LayoutError::Short { wanted, left: self.rest.len() };
         let (taken, rest) = self.rest.split_at_checked(wanted).ok_or(short)?;

@@ -9,6 +9,7 @@
 
 mod bytes;
 mod change;
+mod delta;
 
 pub use change::Change;
 
@@ -75,6 +76,9 @@ const DEPTH_MAX: u64 = 1 << 48;
 /// Why a layout is refused: what was wrong and what is allowed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LayoutError {
+    /// Bytes that are to tell a layout by what it changes of another.
+    #[error("these bytes do not tell a layout by what it changes of that one")]
+    Delta,
     /// A cluster of nobody.
     #[error("a layout needs at least one member")]
     NoMembers,

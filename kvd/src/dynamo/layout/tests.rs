@@ -251,3 +251,41 @@ proptest! {
         prop_assert!(Layout::decode(&whole[..cut.index(whole.len())]).is_err());
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_delta_tells_any_layout_to_who_has_another(
+        nodes in 3..40_usize,
+        change in 0..4_u8,
+        at in 0..40_usize,
+        is_back in any::<bool>(),
+    ) {
+        let base = layout(&vec![1; nodes], 3);
+        let of_it = base.members()[at % nodes].clone();
+        let child = match change {
+            0 => Change::Add(Member { uid: Uid(at as u128), name: "new".into(), address: "new:1".into(), ..of_it }),
+            1 if nodes > 3 => Change::Remove { uid: of_it.uid, lost: false },
+            2 => Change::Set(Member { zone: "elsewhere".into(), ..of_it }),
+            _ => Change::Set(Member { weight: 5, ..of_it }),
+        };
+        let child = base.changed(&[child], b"a note".to_vec(), None).unwrap();
+        let (from, to) = if is_back { (&child, &base) } else { (&base, &child) };
+        let delta = to.delta(from);
+        prop_assert_eq!(&Layout::from_delta(from, &delta).unwrap(), to);
+        for cut in 0..delta.len().min(64) {
+            prop_assert!(Layout::from_delta(from, &delta[..cut]).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_node_more_is_told_in_a_fraction_of_the_layout() {
+    let base = layout(&vec![1; 200], 5);
+    let new = members(&vec![1; 201], 5, 0).pop().unwrap();
+    let new = Member { uid: Uid(7), name: "new".into(), address: "new:1".into(), ..new };
+    let child = base.changed(&[Change::Add(new)], Vec::new(), None).unwrap();
+    let (whole, delta) = (child.encode().len(), child.delta(&base).len());
+    assert!(delta < whole / 20, "{delta} of {whole} bytes");
+}
