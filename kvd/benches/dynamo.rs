@@ -42,6 +42,7 @@ fn layout(nodes: u128) -> Layout {
         compression: None,
         value_bytes_max: proto::VALUE_BYTES_MAX,
         stamp: 1,
+        generation: 0,
     };
     Layout::genesis("bench", (1..=nodes).map(member).collect(), keyspace).unwrap()
 }

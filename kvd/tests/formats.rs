@@ -106,7 +106,7 @@ fn context_version_1() {
 
 fn keyspace(name: &str, n: u8, mode: Mode, compression: Option<Codec>) -> Keyspace {
     let (name, value_bytes_max) = (name.to_owned(), 1 << 20);
-    Keyspace { name, n, r: 1, w: n, mode, compression, value_bytes_max, stamp: 0 }
+    Keyspace { name, n, r: 1, w: n, mode, compression, value_bytes_max, stamp: 0, generation: 0 }
 }
 
 fn layout() -> Layout {
@@ -157,4 +157,17 @@ fn layout_version_3() {
     ];
     let layout = first.changed(&changes, b"a note".to_vec(), None).unwrap();
     assert_eq!(Layout::decode(&sample("layout-v3.bin", &layout.encode())), Ok(layout));
+}
+
+#[test]
+fn layout_version_4() {
+    let anew = |name: &str| Change::CreateKeyspace(keyspace(name, 2, Mode::Strict, None));
+    let drop_it = |layout: &Layout| {
+        let id = layout.keyspace("logs").unwrap().id();
+        layout.changed(&[Change::DropKeyspace(id)], Vec::new(), None).unwrap()
+    };
+    let dropped = drop_it(&layout());
+    let again = dropped.changed(&[anew("logs")], Vec::new(), None).unwrap();
+    let layout = drop_it(&again).changed(&[anew("logs")], Vec::new(), None).unwrap();
+    assert_eq!(Layout::decode(&sample("layout-v4.bin", &layout.encode())), Ok(layout));
 }

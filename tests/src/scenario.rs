@@ -15,8 +15,8 @@ use proto::v1::{
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// N of both keyspaces.
-const N: u32 = 3;
+/// N, R and W of both keyspaces, unless a test is about others.
+const QUORUM: (u32, u32, u32) = (3, 2, 2);
 
 /// Nodes compare so often, and take away a tombstone that all have held for so long: in a test
 /// nothing may wait for minutes, and nothing under way lasts longer than the second.
@@ -27,6 +27,7 @@ pub struct Scenario {
     /// The nodes.
     pub cluster: Cluster,
     loads: Vec<Load>,
+    n: u32,
 }
 
 /// What came of it.
@@ -61,7 +62,23 @@ impl Scenario {
 
     /// On a cluster whose nodes were [`prepare`]d.
     pub fn on(cluster: Cluster, change: impl Fn(Options) -> Options) -> Self {
-        ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+        Self::with_quorum(cluster, QUORUM, change)
+    }
+
+    /// The same, with other N, R and W.
+    pub fn with_quorum(
+        cluster: Cluster,
+        (n, r, w): (u32, u32, u32),
+        change: impl Fn(Options) -> Options,
+    ) -> Self {
+        let [n_arg, r_arg, w_arg] = [n, r, w].map(|number| number.to_string());
+        let quorum = ["--n", &n_arg, "--r", &r_arg, "--w", &w_arg];
+        if (n, r, w) != QUORUM {
+            ok(cluster
+                .kvctl(&[&["quorum", "set", "-k", "default", "--yes"], &quorum[..]].concat()));
+        }
+        let create = ["keyspaces", "create", "strict", "--mode", "strict"];
+        ok(cluster.kvctl(&[&create, &quorum[..]].concat()));
         let seed = seed_of_run();
         let sloppy = Options { seed, ..Options::default() };
         // Another seed: values of one keyspace that show in the other are then noticed.
@@ -69,7 +86,7 @@ impl Scenario {
             Options { seed: seed + 1, keyspace: "strict".into(), strict: true, ..sloppy.clone() };
         let start = |options| Load::start(&cluster.nodes, change(options));
         let loads = [sloppy, strict].map(start).into();
-        let scenario = Self { cluster, loads };
+        let scenario = Self { cluster, loads, n };
         scenario.pass(200);
         scenario
     }
@@ -99,7 +116,7 @@ impl Scenario {
         let level_after = rested.elapsed();
         self.replicas_are_equal(&client);
         let dir = self.cluster.dir().to_owned();
-        let histories = self.loads.drain(..).map(|load| load.stop_and_read_all(N));
+        let histories = self.loads.drain(..).map(|load| load.stop_and_read_all(self.n));
         let [sloppy, strict] = histories.collect::<Vec<_>>().try_into().expect("two loads");
         for history in [&sloppy, &strict] {
             check::expect_sound(history, &dir);

@@ -5,13 +5,14 @@ use crate::process::{Cluster, Node};
 use crate::scenario::prepare;
 use proto::client::Client;
 use proto::v1::{
-    ApplyPlanRequest, Change, MakePlanRequest, NewMember, Op, OpState, OpsAction, OpsRequest, Plan,
-    RemoveNode, ReplaceNode, SetKeyspace, SetNode, change,
+    ApplyPlanRequest, Change, GetClusterRequest, GetLayoutRequest, LayoutView, MakePlanRequest,
+    NewMember, Op, OpState, OpsAction, OpsRequest, Plan, RemoveNode, ReplaceNode, SetKeyspace,
+    SetNode, change,
 };
 use std::time::{Duration, Instant};
 
 /// An operation of a few nodes and keys has to be done within so long.
-const DONE_WITHIN: Duration = Duration::from_secs(90);
+const DONE_WITHIN: Duration = Duration::from_secs(150);
 
 /// A node more, at a member's address.
 pub fn add(node: &Node, zone: &str, weight: u32) -> Change {
@@ -44,6 +45,17 @@ pub fn place(node: &str, zone: &str, weight: u32) -> Change {
 /// So many zones that the copies of a partition have to touch.
 pub fn spread(zones: u32) -> Change {
     wire(change::Change::Spread(zones))
+}
+
+/// A node in another zone.
+pub fn rezone(node: &str, zone: &str) -> Change {
+    let set = SetNode { node: node.into(), zone: Some(zone.into()), ..SetNode::default() };
+    wire(change::Change::Set(set))
+}
+
+/// A keyspace less.
+pub fn drop_keyspace(name: &str) -> Change {
+    wire(change::Change::DropKeyspace(name.into()))
 }
 
 /// A keyspace of other quorums.
@@ -88,10 +100,21 @@ pub fn try_apply(
     plan: &Plan,
     force: &[&str],
 ) -> Result<Op, tonic::Status> {
+    try_apply_as("", cluster, client, plan, force)
+}
+
+/// The same, the operation named by who asks.
+pub fn try_apply_as(
+    op_id: &str,
+    cluster: &Cluster,
+    client: &Client,
+    plan: &Plan,
+    force: &[&str],
+) -> Result<Op, tonic::Status> {
     let ask = ApplyPlanRequest {
         changes: plan.changes.clone(),
         digest: plan.digest.clone(),
-        op_id: String::new(),
+        op_id: op_id.into(),
         by: "test".into(),
         force: force.iter().map(|force| (*force).to_owned()).collect(),
     };
@@ -150,6 +173,48 @@ pub fn wait_until_percent(cluster: &Cluster, client: &Client, id: &str, percent:
         let there = op.copies_done * 100 >= op.copies_total * percent;
         (there || op.ended_at_ms > 0).then_some(())
     });
+}
+
+/// The newest layout that a node knows.
+pub fn layout(cluster: &Cluster, client: &Client) -> Option<LayoutView> {
+    let reply = cluster.block_on(async { client.admin().get_layout(GetLayoutRequest {}).await });
+    reply.ok().map(|layout| layout.into_inner())
+}
+
+/// Waits until every node knows the same layout, nothing is under way for any, and it is so.
+///
+/// # Panics
+/// If it is not in time.
+pub fn wait_until_settled(
+    cluster: &Cluster,
+    what: &str,
+    is_so: impl Fn(&LayoutView) -> bool,
+) -> LayoutView {
+    let until = Instant::now() + DONE_WITHIN;
+    loop {
+        if let Some(layout) = settled(cluster).filter(&is_so) {
+            return layout;
+        }
+        assert!(Instant::now() < until, "not one settled layout everywhere in time, with {what}");
+        std::thread::sleep(Duration::from_millis(100)); // between two looks
+    }
+}
+
+/// The layout that every node knows, if that is one and nothing is under way for any.
+fn settled(cluster: &Cluster) -> Option<LayoutView> {
+    let mut one: Option<LayoutView> = None;
+    for at in 0..cluster.nodes.len() {
+        let client = cluster.try_client(at)?;
+        let ask = GetClusterRequest::default();
+        let view = cluster.block_on(async { client.admin().get_cluster(ask).await }).ok()?;
+        let layout = layout(cluster, &client)?;
+        let same = one.as_ref().is_none_or(|one| one.layout == layout.layout);
+        if !same || !view.into_inner().ops.is_empty() {
+            return None;
+        }
+        one = Some(layout);
+    }
+    one
 }
 
 impl Cluster {

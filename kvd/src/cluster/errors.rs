@@ -209,8 +209,13 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
     let got = acks.len();
     let noun = if outcome.is_some() { "ack" } else { "answer" };
     let plural = if got == 1 { "" } else { "s" };
-    let what =
+    // Fallbacks that keep nothing of the key make up the number, and are no proof that it is absent.
+    let proves_nothing = outcome.is_none() && got >= usize::from(needed);
+    let mut what =
         format!("{verb} {key} needed {name}={needed}, got {got} {noun}{plural} in {waited_ms} ms");
+    if proves_nothing {
+        what += " and none from a replica that knows whether there is anything";
+    }
     let silent: Vec<String> = replicas
         .iter()
         .filter(|r| !r.error.is_empty())
@@ -234,6 +239,7 @@ pub fn quorum_unmet(unmet: Unmet<'_>) -> Failure {
     };
     detail.advice = match outcome {
         Some(Outcome::Unknown) => RETRY.into(),
+        _ if proves_nothing => "again when the replicas are back (kvctl nodes list)".into(),
         _ => format!("again when the replicas are back (kvctl nodes list), or with a lower {name}"),
     };
     detail.outcome = outcome.unwrap_or_default().into();

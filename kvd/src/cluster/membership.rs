@@ -512,6 +512,7 @@ pub fn keyspace_from(asked: proto::v1::Keyspace) -> Result<Keyspace, Failure> {
             asked.value_bytes_max
         },
         stamp: 1,
+        generation: 0,
     };
     keyspace.check().map_err(|error| layout_refused(&error))?;
     Ok(keyspace)

@@ -56,6 +56,10 @@ const AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How far a copy has come is stored so often, at most.
 const STORE_EVERY: Duration = Duration::from_secs(2);
 
+/// Who leaves looks for somebody to tell it to for so long, so often.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
+const LEAVE_PAUSE: Duration = Duration::from_millis(50);
+
 /// A rate is that of so long.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
@@ -201,6 +205,7 @@ pub async fn run(node: Arc<Node>) {
         }
         let Ok(cluster) = node.cluster() else { continue };
         if leaves_for_good(&node, &cluster) {
+            take_leave(&node).await;
             return;
         }
         if let Err(failure) = step(&node).await {
@@ -221,7 +226,8 @@ pub async fn sweep(node: Arc<Node>) {
         tokio::time::sleep(SWEEP_PAUSE).await;
         let is_open = node.cluster().is_ok_and(|cluster| !cluster.history.is_settled());
         // Once more after all is settled.
-        let due = swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY);
+        let due =
+            swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY) || give_up::is_any_dropped(&node);
         if !is_open && !due {
             continue;
         }
@@ -249,9 +255,24 @@ fn leaves_for_good(node: &Node, cluster: &Cluster) -> bool {
              data directory",
             cluster.layout.cluster_name()
         );
-        node.moves.gone.notify_one();
     }
     gone
+}
+
+/// Ends the process once somebody who stays knows that this node has left: else all would wait for
+/// it for ever.
+async fn take_leave(node: &Arc<Node>) {
+    let until = clock::now() + LEAVE_TIMEOUT;
+    while clock::now() < until && lock(&node.moves.removed).is_empty() {
+        membership::tell_all(node).await;
+        let Ok(cluster) = node.cluster() else { break };
+        let mut peers = cluster.peers.values();
+        if peers.any(|peer| peer.is_usable() && peer.history() == Some(cluster.digest)) {
+            break;
+        }
+        tokio::time::sleep(LEAVE_PAUSE).await;
+    }
+    node.moves.gone.notify_one();
 }
 
 /// Does what can be done now.

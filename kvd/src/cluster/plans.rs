@@ -52,14 +52,29 @@ pub async fn make(node: &Arc<Node>, request: MakePlanRequest) -> Result<Plan, Fa
     describe(node, &cluster, &intent, request.changes, &child)
 }
 
-/// Makes the changes of a plan.
+/// Makes the changes of a plan. Said twice under one name, also at once, it is done once.
 pub async fn apply(node: &Arc<Node>, request: ApplyPlanRequest) -> Result<Op, Failure> {
     check_op_id(&request)?;
-    if !request.op_id.is_empty()
-        && let Some(op) = ops::find(node, &request.op_id).await?
-    {
+    let op_id = request.op_id.clone();
+    if let Some(op) = known(node, &op_id).await? {
         return Ok(op);
     }
+    match apply_anew(node, request).await {
+        Ok(op) => Ok(op),
+        // What came first may have been the same.
+        Err(failure) => known(node, &op_id).await.ok().flatten().ok_or(failure),
+    }
+}
+
+/// The operation that whoever asks has named so, if there is one.
+async fn known(node: &Arc<Node>, op_id: &str) -> Result<Option<Op>, Failure> {
+    if op_id.is_empty() {
+        return Ok(None);
+    }
+    ops::find(node, op_id).await
+}
+
+async fn apply_anew(node: &Arc<Node>, request: ApplyPlanRequest) -> Result<Op, Failure> {
     let cluster = node.cluster()?;
     let intent = understand(node, &cluster, &request.changes).await?;
     let bare = child(&cluster.history, &intent, Vec::new())?;
@@ -512,6 +527,13 @@ fn describe(
     };
     let zones: BTreeSet<&String> = child.members().iter().map(|member| &member.zone).collect();
     let more_zones = zones.len() > usize::from(child.spread());
+    let zones_now: BTreeSet<&String> = layout.members().iter().map(|it| &it.zone).collect();
+    let spread = shown.min(child.spread());
+    if zones.len() < zones_now.len().min(spread.into()) {
+        let left = zones.len();
+        let noun = if left == 1 { "zone is" } else { "zones are" };
+        warnings.push(format!("copies are to be in {spread} zones, and {left} {noun} left"));
+    }
     if child.spread() != layout.spread() && fullest(child.spread()) > 1.1 {
         warnings.push(format!(
             "with a spread over {} zones a node would hold {:.2} times what its weight says",

@@ -60,7 +60,7 @@ pub enum HistoryError {
     /// Above [`OPEN_MAX`], or the number a node can know of.
     #[error(
         "{found} layouts count at once, above the {allowed} allowed: \
-             see `kvctl ops list` for what they wait for"
+             `kvctl ops list` has them, and `kvctl ops show` what each waits for"
     )]
     TooMany {
         /// So many.

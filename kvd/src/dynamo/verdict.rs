@@ -193,6 +193,7 @@ mod tests {
             compression: None,
             value_bytes_max: 1024,
             stamp: 1,
+            generation: 0,
         }
     }
 

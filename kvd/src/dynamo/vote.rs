@@ -47,6 +47,7 @@ mod tests {
             compression: None,
             value_bytes_max: 1024,
             stamp: 1,
+            generation: 0,
         };
         Layout::genesis("test", (1..=members).map(member).collect(), keyspace).unwrap()
     }

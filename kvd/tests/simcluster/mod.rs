@@ -250,6 +250,7 @@ pub(crate) fn first_layout(setting: Setting) -> Layout {
         compression: None,
         value_bytes_max: VALUE_BYTES_MAX,
         stamp: 0,
+        generation: 0,
     };
     Layout::genesis("sim", (0..MEMBERS).map(member).collect(), default).unwrap()
 }

@@ -47,7 +47,7 @@ pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), Str
         let _unchanging = node.changing.lock().await;
         let now = node.cluster().map_err(|failure| failure.what)?;
         if now.history.bits() == bits && !now.history.holds(node.uid, it.keyspace, it.partition) {
-            give_up(node, it.keyspace, it.partition, bits).await?;
+            give_up(node, it.keyspace, Token::range(it.partition, bits)).await?;
             node.moves.got_on();
         }
     }
@@ -61,15 +61,19 @@ pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), Str
     }
 }
 
-/// Removes what is left of keyspaces that were dropped: once more when everybody knows, and can
-/// bring nothing back.
+/// Whether there are keyspaces that were dropped, and of which something may be left.
+pub(super) fn is_any_dropped(node: &Node) -> bool {
+    let Ok(cluster) = node.cluster() else { return false };
+    let gone = lock(&node.moves.dropped);
+    cluster.layout.dropped().any(|keyspace| !gone.contains(&keyspace))
+}
+
+/// Removes what is left of keyspaces that were dropped, until everybody knows and nothing was found
+/// any more: a page or a hint may have been on its way.
 async fn give_up_what_was_dropped(node: &Arc<Node>, cluster: &Cluster) -> Result<(), String> {
     for keyspace in cluster.layout.dropped() {
-        if lock(&node.moves.dropped).contains(&keyspace) {
-            continue;
-        }
-        give_up(node, keyspace, 0, 0).await?;
-        if cluster.history.is_settled() {
+        let found = give_up(node, keyspace, (Token(0), Token(u128::MAX))).await?;
+        if found == 0 && cluster.history.is_settled() {
             lock(&node.moves.dropped).insert(keyspace);
         }
     }
@@ -103,15 +107,13 @@ async fn foreign(
     Ok(found)
 }
 
-/// Removes this node's copies in a partition, each as it was seen.
+/// Removes this node's copies in a range, each as it was seen. Returns how many it found.
 async fn give_up(
     node: &Arc<Node>,
     keyspace: KeyspaceId,
-    partition: u32,
-    bits: u32,
-) -> Result<(), String> {
-    let (first, last) = Token::range(partition, bits);
-    let mut from = (first, Bytes::new());
+    (first, last): (Token, Token),
+) -> Result<usize, String> {
+    let (mut from, mut found) = ((first, Bytes::new()), 0);
     loop {
         let (store, place) = (node.store.clone(), from.clone());
         let page = tokio::task::spawn_blocking(move || {
@@ -119,6 +121,7 @@ async fn give_up(
         });
         let page = page.await.map_err(|_| "looking for copies failed")?;
         let page = page.map_err(|error| error.to_string())?;
+        found += page.entries.len();
         let gone = page.entries.iter().filter_map(|(key, object)| {
             let key = Key::new(keyspace, key.clone()).ok()?;
             let digest = Digest::of(&record::stored_key(&key), object);
@@ -129,7 +132,7 @@ async fn give_up(
         }
         match page.through {
             Some(through) => from = through,
-            None => return Ok(()),
+            None => return Ok(found),
         }
     }
 }

@@ -2,20 +2,21 @@
 //!
 //! Numbers are big-endian; `text` is a length (u8) and that many bytes.
 //! ```text
-//! "KVDL"  version u8 = 1, 2 or 3
+//! "KVDL"  version u8 = 1 to 4
 //! parents     count u8, each id [16]              ascending
 //! depth u64   cluster name text   partition bits u8
-//! spread u8, stamp u64                            only in version 3
-//! note        length u32, bytes                   only in version 3
+//! spread u8, stamp u64                            from version 3 on
+//! note        length u32, bytes                   from version 3 on
 //! members     count u16, each uid [16], name text, address text, zone text, weight u32,
-//!             stamp u64 (only in version 3)       ascending by uid
+//!             stamp u64 (from version 3 on)       ascending by uid
 //! removed     count u16, each uid [16], name text, stamp u64, lost u8
-//!                                                 only in version 3; ascending by uid
+//!                                                 from version 3 on; ascending by uid
 //! keyspaces   count u16, each name text, n u8, r u8, w u8, mode u8 (0 sloppy, 1 strict),
 //!             compression u8 (0 off, 1 lz4, 2 zstd; not in version 1),
-//!             value_bytes_max u32, stamp u64      ascending by id
-//! dropped     count u16, each name text, stamp u64
-//!                                                 only in version 3; ascending by id
+//!             value_bytes_max u32, stamp u64, generation u32 (from version 4 on)
+//!                                                 ascending by id
+//! dropped     count u16, each name text, stamp u64, generation u32 (from version 4 on)
+//!                                                 from version 3 on; ascending by id
 //! tables      count u8, each n u8, then 2^bits rows of n slots u16
 //!                                                 ascending by n, one for every N in use
 //! ```
@@ -25,8 +26,10 @@
 use super::*;
 
 pub(super) const MAGIC: &[u8; 4] = b"KVDL";
-/// The newest version, the one with removed nodes, stamps, spread and a note.
-pub(super) const VERSION: u8 = 3;
+/// The newest version, the one with keyspaces made anew.
+pub(super) const VERSION: u8 = 4;
+/// The version with removed nodes, stamps, spread and a note.
+pub(super) const VERSION_STAMPED: u8 = 3;
 /// The version with compression, and nothing else that version 1 has not.
 pub(super) const VERSION_COMPRESSED: u8 = 2;
 /// The first version.
@@ -90,6 +93,9 @@ impl Keyspace {
         }
         out.extend(self.value_bytes_max.to_be_bytes());
         out.extend(self.stamp.to_be_bytes());
+        if version >= VERSION {
+            out.extend(self.generation.to_be_bytes());
+        }
     }
 
     fn decode(bytes: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
@@ -109,7 +115,8 @@ impl Keyspace {
         let unknown = |found| LayoutError::Compression { keyspace: name.clone(), found };
         let compression = compression.map_err(unknown)?;
         let (value_bytes_max, stamp) = (bytes.u32()?, bytes.u64()?);
-        Ok(Self { name, n, r, w, mode, compression, value_bytes_max, stamp })
+        let generation = if version >= VERSION { bytes.u32()? } else { 0 };
+        Ok(Self { name, n, r, w, mode, compression, value_bytes_max, stamp, generation })
     }
 
     /// An order of policies that all nodes agree on.
@@ -117,6 +124,22 @@ impl Keyspace {
         let mut bytes = Vec::new();
         self.encode(&mut bytes, VERSION);
         bytes
+    }
+}
+
+impl Dropped {
+    fn encode(&self, out: &mut Vec<u8>, version: u8) {
+        put_text(out, &self.name);
+        out.extend(self.stamp.to_be_bytes());
+        if version >= VERSION {
+            out.extend(self.generation.to_be_bytes());
+        }
+    }
+
+    fn decode(bytes: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
+        let (name, stamp) = (bytes.text()?, bytes.u64()?);
+        let generation = if version >= VERSION { bytes.u32()? } else { 0 };
+        Ok(Self { name, generation, stamp })
     }
 }
 
@@ -163,7 +186,7 @@ impl Layout {
         out.extend(self.depth.to_be_bytes());
         put_text(&mut out, &self.cluster_name);
         out.push(self.partition_bits as u8);
-        let is_new = version == VERSION;
+        let is_new = version >= VERSION_STAMPED;
         if is_new {
             out.push(self.spread.0);
             out.extend(self.spread.1.to_be_bytes());
@@ -185,9 +208,8 @@ impl Layout {
         self.keyspaces.values().for_each(|keyspace| keyspace.encode(&mut out, version));
         if is_new {
             out.extend((self.dropped.len() as u16).to_be_bytes());
-            for (name, stamp) in self.dropped.values() {
-                put_text(&mut out, name);
-                out.extend(stamp.to_be_bytes());
+            for dropped in self.dropped.values() {
+                dropped.encode(&mut out, version);
             }
         }
         out
@@ -195,6 +217,8 @@ impl Layout {
 
     /// The oldest version that can say it.
     fn version(&self) -> u8 {
+        let made_anew = self.keyspaces.values().any(|keyspace| keyspace.generation > 0)
+            || self.dropped.values().any(|dropped| dropped.generation > 0);
         let is_new = self.spread != SPREAD_OLD
             || self.partition_bits != PARTITION_BITS
             || !self.note.is_empty()
@@ -204,7 +228,8 @@ impl Layout {
             || self.parents.len() > 2;
         let compressed = self.keyspaces.values().any(|keyspace| keyspace.compression.is_some());
         match () {
-            () if is_new => VERSION,
+            () if made_anew => VERSION,
+            () if is_new => VERSION_STAMPED,
             () if compressed => VERSION_COMPRESSED,
             () => VERSION_PLAIN,
         }
@@ -253,7 +278,7 @@ impl Layout {
 
     /// The same, yet unchecked but for counts and order.
     fn decode_facts(reader: &mut Reader<'_>, version: u8) -> Result<Self, LayoutError> {
-        let is_new = version == VERSION;
+        let is_new = version >= VERSION_STAMPED;
         let mut parents = Vec::new();
         for _ in 0..reader.u8()? {
             parents.push(LayoutId::from_bytes(reader.array()?));
@@ -283,13 +308,8 @@ impl Layout {
         }
         let mut dropped = BTreeMap::new();
         for _ in 0..if is_new { reader.u16()? } else { 0 } {
-            let (name, stamp) = (reader.text()?, reader.u64()?);
-            insert_ascending(
-                &mut dropped,
-                KeyspaceId::of(&name),
-                (name, stamp),
-                "dropped keyspaces",
-            )?;
+            let it = Dropped::decode(reader, version)?;
+            insert_ascending(&mut dropped, it.id(), it, "dropped keyspaces")?;
         }
         let (id, tables) = (LayoutId(0), BTreeMap::new());
         Ok(Self {

@@ -99,7 +99,7 @@ impl Layout {
             }
             Change::DropKeyspace(id) => {
                 if let Some(keyspace) = self.keyspaces.remove(id) {
-                    self.dropped.insert(*id, (keyspace.name, self.depth));
+                    self.dropped.insert(*id, Dropped::new(keyspace, self.depth));
                 }
                 return Ok(false);
             }
@@ -144,19 +144,20 @@ impl Layout {
     }
 
     fn create_keyspace(&mut self, keyspace: Keyspace) -> Result<(), LayoutError> {
+        if self.keyspace(&keyspace.name).is_some() {
+            return Err(LayoutError::KeyspaceExists { name: keyspace.name });
+        }
+        let before = self.dropped.values().filter(|it| it.name == keyspace.name);
+        let generation = before.map(|it| it.generation + 1).max().unwrap_or(0);
+        let keyspace = Keyspace { stamp: self.depth, generation, ..keyspace };
         if let Some(other) = self.keyspaces.get(&keyspace.id()) {
             let (name, other) = (keyspace.name, other.name.clone());
-            return Err(match name == other {
-                true => LayoutError::KeyspaceExists { name },
-                false => LayoutError::KeyspaceIdClash { name, other },
-            });
+            return Err(LayoutError::KeyspaceIdClash { name, other });
         }
         let (found, allowed) = (self.keyspaces.len() + 1, KEYSPACES_MAX);
         if found > allowed {
             return Err(LayoutError::TooManyKeyspaces { found, allowed });
         }
-        let keyspace = Keyspace { stamp: self.depth, ..keyspace };
-        self.dropped.remove(&keyspace.id());
         self.keyspaces.insert(keyspace.id(), keyspace);
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Layout {
             self.removed.remove(&oldest);
         }
         while self.dropped.len() > KEYSPACES_JOINED_MAX {
-            let oldest = self.dropped.iter().min_by_key(|(id, it)| (it.1, **id));
+            let oldest = self.dropped.iter().min_by_key(|(id, it)| (it.stamp, **id));
             let oldest = *oldest.expect("it is not empty").0;
             self.dropped.remove(&oldest);
         }
@@ -316,7 +317,7 @@ impl Layout {
 
     fn merge_keyspaces(&mut self, heads: &[&Self]) {
         type Word = (u64, bool, Vec<u8>);
-        let mut newest: BTreeMap<KeyspaceId, (Word, Result<Keyspace, String>)> = BTreeMap::new();
+        let mut newest: BTreeMap<KeyspaceId, (Word, Result<Keyspace, Dropped>)> = BTreeMap::new();
         for head in heads {
             let there = head.keyspaces.iter().map(|(id, keyspace)| {
                 (*id, ((keyspace.stamp, false, keyspace.to_bytes()), Ok(keyspace.clone())))
@@ -324,7 +325,7 @@ impl Layout {
             let gone = head
                 .dropped
                 .iter()
-                .map(|(id, (name, stamp))| (*id, ((*stamp, true, Vec::new()), Err(name.clone()))));
+                .map(|(id, it)| (*id, ((it.stamp, true, Vec::new()), Err(it.clone()))));
             for (id, said) in there.chain(gone) {
                 match newest.get(&id) {
                     Some(known) if known.0 >= said.0 => {}
@@ -334,7 +335,7 @@ impl Layout {
         }
         (self.keyspaces, self.dropped) = Default::default();
         let most = u8::try_from(self.members.len()).unwrap_or(N_MAX).max(1);
-        for (id, ((stamp, ..), said)) in newest {
+        for (id, (_, said)) in newest {
             match said {
                 Ok(mut keyspace) => {
                     keyspace.n = keyspace.n.min(most);
@@ -342,8 +343,27 @@ impl Layout {
                     keyspace.w = keyspace.w.min(keyspace.n);
                     self.keyspaces.insert(id, keyspace);
                 }
-                Err(name) => drop(self.dropped.insert(id, (name, stamp))),
+                Err(dropped) => drop(self.dropped.insert(id, dropped)),
             }
+        }
+        self.tell_keyspaces_apart();
+    }
+
+    /// One side may have changed a keyspace that the other dropped and made anew. The name is that of
+    /// the new one.
+    fn tell_keyspaces_apart(&mut self) {
+        let mut newest: BTreeMap<String, u32> = BTreeMap::new();
+        for keyspace in self.keyspaces.values() {
+            let newest = newest.entry(keyspace.name.clone()).or_default();
+            *newest = keyspace.generation.max(*newest);
+        }
+        let is_old = |it: &Keyspace| it.generation < newest[&it.name];
+        let old: Vec<KeyspaceId> =
+            self.keyspaces.iter().filter(|(_, it)| is_old(it)).map(|(id, _)| *id).collect();
+        for id in old {
+            let keyspace = self.keyspaces.remove(&id).expect("it was just seen");
+            let stamp = keyspace.stamp;
+            self.dropped.insert(id, Dropped::new(keyspace, stamp));
         }
     }
 }

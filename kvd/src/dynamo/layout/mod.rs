@@ -261,12 +261,14 @@ pub struct Keyspace {
     pub value_bytes_max: u32,
     /// Depth of the layout that last changed it; set by that layout, whatever it was before.
     pub stamp: u64,
+    /// How many of this name were dropped before; set by the layout that makes it.
+    pub generation: u32,
 }
 
 impl Keyspace {
     /// The id stored with its keys.
     pub fn id(&self) -> KeyspaceId {
-        KeyspaceId::of(&self.name)
+        id_of_keyspace(&self.name, self.generation)
     }
 
     /// Whether name, N, R, W and limits are allowed, in a cluster of any size.
@@ -287,6 +289,34 @@ impl Keyspace {
             }
             () => Ok(()),
         }
+    }
+}
+
+/// A keyspace made anew is another than the one that was dropped: what somebody still holds of that
+/// must not be read in it, nor what is put into it be taken away as a rest of that.
+fn id_of_keyspace(name: &str, generation: u32) -> KeyspaceId {
+    match generation {
+        0 => KeyspaceId::of(name),
+        generation => KeyspaceId::of(&format!("{name}\0{generation}")), // no name has a zero byte
+    }
+}
+
+/// A keyspace that is no more.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Dropped {
+    name: String,
+    generation: u32,
+    /// At what depth it was dropped.
+    stamp: u64,
+}
+
+impl Dropped {
+    fn id(&self) -> KeyspaceId {
+        id_of_keyspace(&self.name, self.generation)
+    }
+
+    fn new(keyspace: Keyspace, stamp: u64) -> Self {
+        Self { name: keyspace.name, generation: keyspace.generation, stamp }
     }
 }
 
@@ -389,8 +419,8 @@ pub struct Layout {
     stamps: BTreeMap<Uid, u64>,
     removed: BTreeMap<Uid, Removed>,
     keyspaces: BTreeMap<KeyspaceId, Keyspace>,
-    /// Keyspaces that were dropped: their names, and at what depth.
-    dropped: BTreeMap<KeyspaceId, (String, u64)>,
+    /// Keyspaces that were dropped.
+    dropped: BTreeMap<KeyspaceId, Dropped>,
     tables: BTreeMap<u8, Table>,
 }
 
@@ -590,7 +620,8 @@ impl Layout {
     /// The keyspace called `name`.
     pub fn keyspace(&self, name: &str) -> Option<&Keyspace> {
         // Another name may hash to the same id.
-        self.keyspace_by_id(KeyspaceId::of(name)).filter(|keyspace| keyspace.name == name)
+        let first = self.keyspace_by_id(KeyspaceId::of(name)).filter(|it| it.name == name);
+        first.or_else(|| self.keyspaces.values().find(|it| it.generation > 0 && it.name == name))
     }
 
     /// The keyspace of `id`.
@@ -739,7 +770,17 @@ pub(crate) mod samples {
         let (r, w) = (n / 2 + 1, n / 2 + 1);
         let (name, mode) = (name.to_owned(), Mode::Sloppy);
         let value_bytes_max = VALUE_BYTES_MAX;
-        Keyspace { name, n, r, w, mode, compression: None, value_bytes_max, stamp: 0 }
+        Keyspace {
+            name,
+            n,
+            r,
+            w,
+            mode,
+            compression: None,
+            value_bytes_max,
+            stamp: 0,
+            generation: 0,
+        }
     }
 
     /// A first layout whose default keyspace has N=3.

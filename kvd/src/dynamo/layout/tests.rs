@@ -145,7 +145,7 @@ fn damage_is_refused_with_its_reason() {
         Layout::decode(&bytes).unwrap_err()
     };
     assert_eq!(error(&|b| b[0] = b'X'), LayoutError::Magic);
-    assert_eq!(error(&|b| b[4] = 4), LayoutError::Version { found: 4 });
+    assert_eq!(error(&|b| b[4] = 5), LayoutError::Version { found: 5 });
     assert_eq!(error(&|b| b[4] = 0), LayoutError::Version { found: 0 });
     assert_eq!(error(&|b| b.push(0)), LayoutError::Trailing { bytes: 1 });
     assert!(matches!(error(&|b| b.truncate(b.len() - 1)), LayoutError::Short { .. }));
@@ -288,4 +288,31 @@ fn a_node_more_is_told_in_a_fraction_of_the_layout() {
     let child = base.changed(&[Change::Add(new)], Vec::new(), None).unwrap();
     let (whole, delta) = (child.encode().len(), child.delta(&base).len());
     assert!(delta < whole / 20, "{delta} of {whole} bytes");
+}
+
+#[test]
+fn a_keyspace_made_anew_is_another() {
+    let with = |layout: &Layout| layout.with_keyspace(keyspace("logs", 2)).unwrap();
+    let without = |layout: &Layout| {
+        let id = layout.keyspace("logs").unwrap().id();
+        layout.changed(&[Change::DropKeyspace(id)], Vec::new(), None).unwrap()
+    };
+    let first = with(&three());
+    let second = with(&without(&first));
+    let third = with(&without(&second));
+    let id = |layout: &Layout| layout.keyspace("logs").unwrap().id();
+    assert_eq!(BTreeSet::from([id(&first), id(&second), id(&third)]).len(), 3);
+    assert_eq!(third.dropped().collect::<BTreeSet<_>>(), [id(&first), id(&second)].into());
+    assert_eq!(Layout::decode(&third.encode()).unwrap(), third);
+    // A side that did not hear of it goes on with the old one.
+    let tuned = Keyspace { r: 2, ..first.keyspace("logs").unwrap().clone() };
+    let mut beside = first.clone();
+    for r in [1, 2, 1, 2] {
+        let tuned = Change::SetKeyspace(Keyspace { r, ..tuned.clone() });
+        beside = beside.changed(&[tuned], Vec::new(), None).unwrap();
+    }
+    let one = merged(&beside, &second);
+    assert_eq!(id(&one), id(&second));
+    assert_eq!((one.keyspaces().len(), one.dropped().collect::<Vec<_>>()), (2, vec![id(&first)]));
+    assert_eq!(one, merged(&second, &beside));
 }
