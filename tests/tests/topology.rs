@@ -599,6 +599,22 @@ fn a_keyspace_is_dropped_while_its_partitions_move() {
     });
 }
 
+/// Who leaves holds a part of what nobody needs any more, and leaves all the same.
+#[test]
+fn a_node_leaves_while_a_keyspace_is_dropped() {
+    let mut cluster = Cluster::start_with(4, prepare);
+    ok(cluster.kvctl(&["keyspaces", "create", "doomed"]));
+    let client = cluster.client(0);
+    put_all(&cluster, &client, "default", 40, "v");
+    put_all(&cluster, &client, "doomed", 40, "v");
+    let wanted = plan(&cluster, &client, vec![drop_keyspace("doomed"), remove("n4", false)]);
+    let op = try_apply(&cluster, &client, &wanted, &["data-loss"]).unwrap();
+    wait_until_done(&cluster, &client, &op.id);
+    let mut left = cluster.forget("n4");
+    assert_eq!(left.wait_for_end().code(), Some(0), "{}", left.log());
+    all_there(&cluster, "default", 40, "v", 3);
+}
+
 /// Nothing moves over it, so it is settled at once.
 #[test]
 fn a_keyspace_dropped_in_an_idle_cluster_is_gone_from_every_disk() {

@@ -3,7 +3,7 @@
 //! It remembers where it has been. If the others look for it at one of those places, it has moved;
 //! a host name, or another address that an operator gave it, is left as it is.
 
-use super::{Cluster, Node, membership};
+use super::{Cluster, Node, errors, membership};
 use crate::clock;
 use crate::dynamo::layout::{Change, Member};
 use prost::Message;
@@ -95,7 +95,8 @@ async fn tell(node: &Arc<Node>, listed: &Member) -> Result<(), String> {
     let note = note.encode_to_vec();
     let made = membership::commit(node, |history| {
         let head = history.head();
-        let member = head.member(node.uid).unwrap_or(listed).clone();
+        let now = head.member(node.uid).filter(|member| member.address == listed.address);
+        let member = now.ok_or_else(|| errors::plan_stale("it was given another address"))?.clone();
         let moved = Member { address: to.clone(), ..member };
         let child = head.changed(&[Change::Set(moved)], note, None);
         child.map_err(|error| membership::layout_refused(&error))

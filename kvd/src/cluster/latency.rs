@@ -57,8 +57,10 @@ impl Latency {
 
 impl Seen {
     fn note(&mut self, latest_us: u64, now: Instant) {
+        // Of long ago, and one sample in eight would hardly change it.
+        let is_old = self.known_us(now) == 0;
         let mean_us = match self.recent_us {
-            0 => latest_us,
+            _ if is_old => latest_us,
             mean_us => mean_us - mean_us / 8 + latest_us / 8,
         };
         self.recent_us = mean_us.max(1);

@@ -99,6 +99,10 @@ fn install(node: &Arc<Node>, id: ClusterId, secret: [u8; 16], (history, digest):
     node.moves.look();
     // Not before: a link asks the node for its cluster.
     unlinked.into_iter().for_each(|peer| peer.link(node));
+    let before = before.iter().flat_map(|cluster| cluster.peers.values());
+    let stays =
+        |peer: &Arc<Peer>| cluster.peers.get(&peer.uid).is_some_and(|now| Arc::ptr_eq(now, peer));
+    before.filter(|peer| !stays(peer)).for_each(|peer| peer.retire());
 }
 
 /// Stores the cluster and its layouts, then installs them.
@@ -125,11 +129,14 @@ async fn settle(
         put_fact(node, FACT_CLUSTER, cluster).await?;
     }
     put_fact(node, FACT_HISTORY, encoded).await?;
-    let before = before.iter().flat_map(|cluster| cluster.history.layouts());
-    for gone in before.filter(|layout| history.layouts().iter().all(|it| it.id() != layout.id())) {
-        put_fact(node, &layout_fact(gone.id()), Vec::new()).await?;
-    }
+    let stays: BTreeSet<LayoutId> = history.layouts().iter().map(|it| it.id()).collect();
     install(node, id, secret, (history, digest));
+    // After it is installed, whoever waits here being cut off or not: else the next to come would
+    // take for stored what is about to go. Nobody needs to wait for it.
+    let before = before.iter().flat_map(|cluster| cluster.history.layouts());
+    for gone in before.filter(|layout| !stays.contains(&layout.id())) {
+        drop(node.store.put_fact(&layout_fact(gone.id()), Vec::new()));
+    }
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// What a peer said of its disk counts for so long.
 const BEAT_GOOD_FOR: Duration = Duration::from_secs(5);
@@ -67,6 +68,8 @@ pub struct Peer {
     back: Notify,
     /// The link for requests broke: that for bulk ends with it.
     gone: Notify,
+    /// It is no member any more, or one somewhere else: its links end.
+    retired: CancellationToken,
     /// Layouts are being exchanged with it.
     pub(super) exchanging: AtomicBool,
     /// When it was made a member, as this node learned, and whether it was ever linked to since.
@@ -90,8 +93,16 @@ impl Unlinked {
     /// Links to it, again and again, until `node` stops.
     pub fn link(self, node: &Arc<Node>) {
         let Self { peer, requests, bulk } = self;
-        node.spawn(Arc::clone(&peer).run(Arc::clone(node), requests));
-        node.spawn(peer.run_bulk(Arc::clone(node), bulk));
+        let (retired, this) = (peer.retired.clone(), Arc::clone(node));
+        node.spawn(async move {
+            let links = async {
+                tokio::join!(
+                    Arc::clone(&peer).run(Arc::clone(&this), requests),
+                    Arc::clone(&peer).run_bulk(Arc::clone(&this), bulk),
+                )
+            };
+            retired.run_until_cancelled(links).await;
+        });
     }
 }
 
@@ -114,6 +125,7 @@ impl Peer {
             reads: Latency::default(),
             back: Notify::new(),
             gone: Notify::new(),
+            retired: CancellationToken::new(),
             exchanging: AtomicBool::new(false),
             made: clock::now(),
             ever_usable: AtomicBool::new(false),
@@ -366,6 +378,12 @@ impl Peer {
     /// Whether it has only just been made a member, and is linked to in a moment.
     pub fn is_new(&self) -> bool {
         !self.ever_usable.load(Ordering::Relaxed) && self.made.elapsed() < NEW_FOR
+    }
+
+    /// Ends its links: another has its place, or none.
+    pub fn retire(&self) {
+        self.usable.store(false, Ordering::Relaxed);
+        self.retired.cancel();
     }
 
     /// It said something on the link for requests.

@@ -934,6 +934,13 @@ mod tests {
             if start % 2 == 0 {
                 store.close();
             }
+            // Its threads let go of the files some time after; two of one process must not meet there.
+            // The room goes after the files do.
+            let room = Arc::clone(&store.inner.room);
+            drop((store, directory));
+            while Arc::strong_count(&room) > 1 {
+                std::thread::yield_now();
+            }
         }
     }
 

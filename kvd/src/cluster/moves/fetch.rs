@@ -1,5 +1,6 @@
 //! Fetching partitions, page after page, from who has them; and giving pages.
 
+use super::pace::Pace;
 use super::{CopyId, PAGE_RECORDS, lock};
 use crate::clock;
 use crate::cluster::errors::{self, Failure};
@@ -26,6 +27,9 @@ const IN_MAX: usize = 2;
 /// A source answers from its disk.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// While a page is paid for, it is looked so often whether another rate was ordered.
+const PAY_STEP: Duration = Duration::from_millis(500);
+
 /// After a page that failed, the next try.
 const AGAIN_AFTER: Duration = Duration::from_millis(250);
 
@@ -43,6 +47,9 @@ pub(super) fn fetch_all(node: &Arc<Node>, tasks: Vec<(CopyId, SyncTask)>) {
                 let Ok(cluster) = node.cluster() else { return };
                 // As it is now: what was readable when the list was made may be closed by now, and
                 // a long list of refusals would keep what can be fetched waiting.
+                if cluster.history.bits() != id.1 {
+                    return; // the ring was cut finer: it is another part of it now
+                }
                 let part = [(task.keyspace, task.partition)];
                 let tasks = cluster.history.to_sync_of(node.uid, part);
                 let Some(task) = tasks.into_iter().find(|now| now.origin == task.origin) else {
@@ -181,7 +188,14 @@ fn is_paused(node: &Node) -> bool {
 async fn pay(node: &Node, from: &Peer, bytes: u64) {
     let is_busy = node.is_busy() || from.is_busy();
     let until = lock(&node.moves.pace).pay(clock::now(), rate_in_force(node), is_busy, bytes);
-    tokio::time::sleep_until(until.into()).await;
+    // In steps: whoever orders another rate, or stops it, waits no longer than one.
+    let ordered = rate_in_force(node);
+    while clock::now() < until && rate_in_force(node) == ordered && !is_paused(node) {
+        tokio::time::sleep_until(until.min(clock::now() + PAY_STEP).into()).await;
+    }
+    if rate_in_force(node) != ordered {
+        *lock(&node.moves.pace) = Pace::default();
+    }
 }
 
 /// Bytes a second that this node may fetch; 0: no bound.

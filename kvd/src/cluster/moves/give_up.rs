@@ -51,7 +51,7 @@ pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), Str
             node.moves.got_on();
         }
     }
-    give_up_what_was_dropped(node, &cluster).await?;
+    give_up_what_was_dropped(node).await?;
     match done.iter().filter(|done| !**done).count() {
         0 => Ok(()),
         left => {
@@ -68,12 +68,17 @@ pub(super) fn is_any_dropped(node: &Node) -> bool {
     cluster.layout.dropped().any(|keyspace| !gone.contains(&keyspace))
 }
 
-/// Removes what is left of keyspaces that were dropped, until everybody knows and nothing was found
-/// any more: a page or a hint may have been on its way.
-async fn give_up_what_was_dropped(node: &Arc<Node>, cluster: &Cluster) -> Result<(), String> {
+/// Removes what is left of keyspaces that were dropped, until nothing was found any more: a page or a
+/// hint may have been on its way. Not before everybody knows: who does not may have changed one of
+/// them, and then it stays.
+async fn give_up_what_was_dropped(node: &Arc<Node>) -> Result<(), String> {
+    let cluster = node.cluster().map_err(|failure| failure.what)?;
+    if !cluster.history.is_settled() {
+        return Ok(());
+    }
     for keyspace in cluster.layout.dropped() {
         let found = give_up(node, keyspace, (Token(0), Token(u128::MAX))).await?;
-        if found == 0 && cluster.history.is_settled() {
+        if found == 0 {
             lock(&node.moves.dropped).insert(keyspace);
         }
     }
@@ -142,7 +147,8 @@ pub(super) async fn holds_nothing(node: &Arc<Node>) -> Result<bool, Failure> {
     let cluster = node.cluster()?;
     let (history, me) = (Arc::clone(&cluster.history), node.uid);
     let part = tokio::task::spawn_blocking(move || {
-        let keyspaces = history.keyspaces();
+        // What was dropped nobody needs: see `History::waits_for_any`.
+        let keyspaces: Vec<_> = history.head().keyspaces().keys().copied().collect();
         let mut all = keyspaces.iter().flat_map(|k| (0..1 << history.bits()).map(move |p| (k, p)));
         all.any(|(keyspace, partition)| history.holds(me, *keyspace, partition))
     });
@@ -154,7 +160,7 @@ pub(super) async fn holds_nothing(node: &Arc<Node>) -> Result<bool, Failure> {
         return Ok(false);
     }
     tree::freshen(node).await?;
-    for keyspace in cluster.history.keyspaces() {
+    for keyspace in cluster.layout.keyspaces().keys().copied() {
         let sums = tree::sums(node, keyspace, vec![Span { first: 0, leaves: LEAVES }]).await?;
         if sums != [0] {
             return Ok(false);

@@ -120,7 +120,7 @@ pub fn here(node: &Node) -> NodeMoves {
     };
     let one = |((keyspace, bits, partition, _), copy): (&CopyId, &Copy)| {
         let (first, last) = Token::range(*partition, *bits);
-        let walked = copy.cursor.as_ref().map_or(0, |(token, _)| token.0 - first.0);
+        let walked = copy.cursor.as_ref().map_or(0, |(token, _)| token.0.saturating_sub(first.0));
         let ratio = if copy.whole { 1.0 } else { walked as f64 / (last.0 - first.0) as f64 };
         Move {
             keyspace: name(*keyspace),

@@ -94,6 +94,9 @@ impl Layout {
             }
             Change::SetKeyspace(keyspace) => {
                 let stamp = self.depth;
+                if !self.keyspaces.contains_key(&keyspace.id()) {
+                    return Err(LayoutError::NoSuchKeyspace { name: keyspace.name.clone() });
+                }
                 self.keyspaces.insert(keyspace.id(), Keyspace { stamp, ..keyspace.clone() });
                 return Ok(false);
             }
@@ -148,7 +151,7 @@ impl Layout {
             return Err(LayoutError::KeyspaceExists { name: keyspace.name });
         }
         let before = self.dropped.values().filter(|it| it.name == keyspace.name);
-        let generation = before.map(|it| it.generation + 1).max().unwrap_or(0);
+        let generation = before.map(|it| it.generation.saturating_add(1)).max().unwrap_or(0);
         let keyspace = Keyspace { stamp: self.depth, generation, ..keyspace };
         if let Some(other) = self.keyspaces.get(&keyspace.id()) {
             let (name, other) = (keyspace.name, other.name.clone());

@@ -187,6 +187,12 @@ pub enum LayoutError {
     /// Heads of two clusters.
     #[error("cluster {ours} and cluster {theirs} cannot be merged")]
     ClusterDiffers { ours: String, theirs: String },
+    /// Nothing to change.
+    #[error("there is no keyspace `{name}` to change")]
+    NoSuchKeyspace { name: String },
+    /// One is said to be there and to be gone, or two have one name.
+    #[error("the keyspace `{name}` is there twice, or both there and dropped")]
+    KeyspaceTwice { name: String },
     /// Nobody to change or remove.
     #[error("there is no member {uid}")]
     NoSuchMember { uid: Uid },
@@ -365,7 +371,9 @@ impl Table {
             .map(|uid| to.binary_search_by_key(uid, |other| other.uid))
             .map(|found| found.map_or(EMPTY, |slot| slot as u16))
             .collect();
-        let slots = self.slots.iter().map(|&slot| moved[usize::from(slot)]).collect();
+        // A place may be empty already: its node was lost.
+        let place = |slot: &u16| moved.get(usize::from(*slot)).copied().unwrap_or(EMPTY);
+        let slots = self.slots.iter().map(place).collect();
         Self { n: self.n, slots }
     }
 
@@ -517,6 +525,7 @@ impl Layout {
 
     fn check_keyspaces(&self) -> Result<(), LayoutError> {
         check_keyspace_count(self.keyspaces.len())?;
+        let mut names = BTreeSet::new();
         for keyspace in self.keyspaces.values() {
             keyspace.check()?;
             let (name, n) = (keyspace.name.clone(), keyspace.n);
@@ -526,6 +535,9 @@ impl Layout {
             }
             if !(1..=depth).contains(&stamp) {
                 return Err(LayoutError::Stamp { keyspace: name, stamp, depth });
+            }
+            if self.dropped.contains_key(&keyspace.id()) || !names.insert(&keyspace.name) {
+                return Err(LayoutError::KeyspaceTwice { name });
             }
         }
         match self.keyspace(DEFAULT_KEYSPACE) {

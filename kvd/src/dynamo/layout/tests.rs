@@ -316,3 +316,21 @@ fn a_keyspace_made_anew_is_another() {
     assert_eq!((one.keyspaces().len(), one.dropped().collect::<Vec<_>>()), (2, vec![id(&first)]));
     assert_eq!(one, merged(&second, &beside));
 }
+
+#[test]
+fn an_empty_place_stays_empty_in_other_slots() {
+    let layout = three();
+    let two = &layout.members()[..2];
+    let without = layout.tables()[&3].relabelled(layout.members(), two);
+    assert!(without.row(0).contains(&EMPTY));
+    assert_eq!(without.relabelled(two, two), without);
+}
+
+#[test]
+fn a_keyspace_that_goes_cannot_be_changed_too() {
+    let layout = three().with_keyspace(keyspace("logs", 2)).unwrap();
+    let logs = layout.keyspace("logs").unwrap().clone();
+    let changes = [Change::DropKeyspace(logs.id()), Change::SetKeyspace(logs)];
+    let refused = layout.changed(&changes, Vec::new(), None).unwrap_err();
+    assert_eq!(refused, LayoutError::NoSuchKeyspace { name: "logs".into() });
+}
