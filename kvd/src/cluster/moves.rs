@@ -222,6 +222,8 @@ pub async fn run(node: Arc<Node>) {
 /// Gives up copies that this node is to hold no more, as long as it runs.
 pub async fn sweep(node: Arc<Node>) {
     let mut swept: Option<Instant> = None;
+    // Nothing that came since the last checkpoint can be too much here if no copy moves.
+    let mut has_moved = false;
     loop {
         tokio::time::sleep(SWEEP_PAUSE).await;
         let is_open = node.cluster().is_ok_and(|cluster| !cluster.history.is_settled());
@@ -231,8 +233,9 @@ pub async fn sweep(node: Arc<Node>) {
         if !is_open && !due {
             continue;
         }
-        match give_up::give_up_what_is_not_ours(&node).await {
-            Ok(()) if !is_open => swept = Some(clock::now()),
+        has_moved |= is_open;
+        match give_up::give_up_what_is_not_ours(&node, has_moved).await {
+            Ok(()) if !is_open => (swept, has_moved) = (Some(clock::now()), false),
             Ok(()) => swept = None,
             Err(why) => tracing::debug!(why, "what is held no more is not given up yet"),
         }

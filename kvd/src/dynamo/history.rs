@@ -41,9 +41,9 @@ use std::sync::{Arc, OnceLock};
 /// node: that is how an operator gets out of it.
 pub const OPEN_MAX: usize = 16;
 
-/// The same for a change that moves no copy, such as of an address: nodes make it by themselves, and
-/// must not be cut off by another that stays away.
-pub const UNMOVED_MAX: usize = 32;
+/// The same for a change of nothing but addresses: nodes make it by themselves, and must not be cut
+/// off by another that stays away.
+pub const ADDRESSES_MAX: usize = 32;
 
 /// Most that a node can know of. Sides of a split may each come to [`OPEN_MAX`].
 const LAYOUTS_MAX: usize = 64;
@@ -294,9 +294,7 @@ impl History {
     /// Too many count at once, unless it removes a node.
     pub fn with_child(&self, child: Layout) -> Result<Self, HistoryError> {
         let (found, head) = (self.layouts.len() + 1, self.head());
-        let moves_nothing =
-            (child.tables(), child.keyspaces()) == (head.tables(), head.keyspaces());
-        let allowed = if moves_nothing { UNMOVED_MAX } else { OPEN_MAX };
+        let allowed = if child.differs_by_addresses(head) { ADDRESSES_MAX } else { OPEN_MAX };
         let removes = child.removed().len() > self.head().removed().len()
             || child.removed().values().any(|removed| removed.stamp == child.depth());
         if found > allowed && !removes {

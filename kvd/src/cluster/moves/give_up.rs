@@ -21,11 +21,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Gives up the copies that no layout has this node hold, once those who hold them are level with
-/// it.
-pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>) -> Result<(), String> {
+/// it. `fresh`: also those that came since the last checkpoint.
+pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>, fresh: bool) -> Result<(), String> {
     let cluster = node.cluster().map_err(|failure| failure.what)?;
     let bits = cluster.history.bits();
-    tree::freshen(node).await.map_err(|failure| failure.what)?;
+    if fresh {
+        tree::freshen(node).await.map_err(|failure| failure.what)?;
+    }
     let mut owed = Vec::new();
     for keyspace in cluster.history.keyspaces() {
         for partition in foreign(node, &cluster, keyspace).await? {

@@ -292,6 +292,17 @@ fn too_many_at_once_are_refused_but_a_removal_is_not() {
     let uid = history.head().members()[0].uid;
     let removal = child(&history, Change::Remove { uid, lost: true });
     assert!(history.with_child(removal).is_ok());
+    // A node that came back elsewhere has to be found; there is an end to that too.
+    let mut elsewhere = history.head().members()[0].clone();
+    for i in 0..=ADDRESSES_MAX - OPEN_MAX {
+        elsewhere.address = format!("10.9.9.{i}:7400");
+        let next = history.with_child(child(&history, Change::Set(elsewhere.clone())));
+        assert_eq!(next.is_ok(), i < ADDRESSES_MAX - OPEN_MAX);
+        history = next.unwrap_or(history);
+    }
+    let heavier = Member { weight: 2, ..elsewhere };
+    let heavier = child(&history, Change::Set(heavier));
+    assert!(matches!(history.with_child(heavier), Err(HistoryError::TooMany { .. })));
 }
 
 #[test]

@@ -641,6 +641,17 @@ impl Layout {
         self.keyspaces.get(&id)
     }
 
+    /// Whether it says the same as its parent `before`, but for where nodes are.
+    pub fn differs_by_addresses(&self, before: &Self) -> bool {
+        let elsewhere = |(now, was): (&Member, &Member)| {
+            *now == Member { address: now.address.clone(), ..was.clone() }
+        };
+        self.members.len() == before.members.len()
+            && self.members.iter().zip(&before.members).all(elsewhere)
+            && (&self.tables, &self.keyspaces) == (&before.tables, &before.keyspaces)
+            && (&self.dropped, self.spread) == (&before.dropped, before.spread)
+    }
+
     /// The member of `uid`.
     pub fn member(&self, uid: Uid) -> Option<&Member> {
         self.slot(uid).map(|slot| &self.members[usize::from(slot)])
