@@ -50,6 +50,15 @@ pub(crate) struct Global {
     /// Longest wait for an answer, such as 500ms, 10s or 2m; typed after a command that waits, for all of it [env: KVCTL_TIMEOUT]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// Connect by TLS, to nodes whose certificates this CA signed (PEM) [env: KVCTL_TLS_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate to show, where the cluster wants one (PEM) [env: KVCTL_TLS_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key (PEM) [env: KVCTL_TLS_KEY]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// Longest wait for a connection
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_duration)]
     pub connect_timeout: Option<Duration>,
@@ -123,6 +132,9 @@ pub(crate) enum Command {
     /// Give back to the disk what is free inside the nodes' files
     #[command(subcommand)]
     Compact(Compact),
+    /// Which certificates secure the nodes, and reading them again
+    #[command(subcommand)]
+    Certs(Certs),
     /// Compare the nodes' copies, and make equal what differs
     #[command(subcommand)]
     Repair(Repair),
@@ -586,6 +598,26 @@ pub(crate) enum Hints {
         /// Whom it is for
         #[arg(long = "for", value_name = "NODE")]
         target: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Certs {
+    /// List each node's certificate and when it ends
+    #[command(
+        after_help = "Examples:\n  kvctl certs list\n  kvctl certs list -o json | jq -r '.data[].not_after'"
+    )]
+    List {
+        /// This node alone
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
+    },
+    /// Have every node, or one, read its certificates and access file again; exit 12 if some could not
+    #[command(after_help = "Examples:\n  kvctl certs reload\n  kvctl certs reload --node n2")]
+    Reload {
+        /// This node alone
+        #[arg(long, value_name = "NAME")]
+        node: Option<String>,
     },
 }
 

@@ -6,9 +6,10 @@ use crate::exit::Exit;
 use crate::output::{Color, Format};
 use crate::time::parse_duration;
 use clap::ValueEnum;
+use proto::profile::{Profiles, config_path, read_config, tls_files};
+use proto::tls::{ClientFiles, ClientTls};
 use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) struct Settings {
     pub unattended: bool,
     /// Where member addresses are kept; none without a home directory.
     pub seeds: Option<PathBuf>,
+    /// What secures the connection; nothing, unless configured.
+    pub tls: Option<ClientTls>,
     pub parting: Parting,
 }
 
@@ -70,22 +73,12 @@ impl Parting {
 /// The config file. kvtop reads it too, so what is unknown here is left alone.
 #[derive(Debug, Default, Deserialize)]
 struct File {
-    profile: Option<String>,
     output: Option<String>,
     timeout: Option<String>,
     connect_timeout: Option<String>,
     color: Option<String>,
     #[serde(flatten)]
-    defaults: Profile,
-    #[serde(default)]
-    profiles: BTreeMap<String, Profile>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-struct Profile {
-    endpoints: Option<Vec<String>>,
-    cluster_id: Option<String>,
-    keyspace: Option<String>,
+    profiles: Profiles,
 }
 
 impl Settings {
@@ -95,9 +88,22 @@ impl Settings {
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Failure> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
-        let file = read(&env)?;
-        let profile = profile(&file, flags.profile.clone().or_else(|| env("KVCTL_PROFILE")))?;
-        let defaults = file.defaults;
+        let (file, folder) = read(&env)?;
+        let wanted = flags.profile.clone().or_else(|| env("KVCTL_PROFILE"));
+        let profile = file.profiles.get(wanted.as_deref());
+        let profile = profile.map_err(|why| Failure::new(Exit::Usage, "CONFIG", why))?;
+        let defaults = file.profiles.defaults;
+        let given = ClientFiles {
+            ca: flags.tls_ca.clone(),
+            cert: flags.tls_cert.clone(),
+            key: flags.tls_key.clone(),
+        };
+        let files = tls_files(given, env, folder.as_deref(), &profile.tls, &defaults.tls);
+        let tls = ClientTls::load(&files).map_err(|error| {
+            Failure::new(Exit::Usage, "CONFIG", error.to_string()).advice(
+                "--tls-ca FILE, and --tls-cert FILE with --tls-key FILE where the cluster wants them",
+            )
+        })?;
 
         let endpoints = some_of(flags.endpoint.clone())
             .or_else(|| env("KVCTL_ENDPOINTS").and_then(|list| some_of(split(&list))))
@@ -138,6 +144,7 @@ impl Settings {
                 || env("CI").is_some_and(|ci| ci == "true")
                 || !(io::stdin().is_terminal() && io::stderr().is_terminal()),
             seeds: directory(&env, "XDG_STATE_HOME", ".local/state").map(|dir| dir.join("seeds")),
+            tls,
             parting: Parting::default(),
         })
     }
@@ -159,35 +166,19 @@ pub(crate) fn with_port(endpoint: &str) -> String {
     }
 }
 
-fn read(env: &impl Fn(&str) -> Option<String>) -> Result<File, Failure> {
-    let named = env("KVCTL_CONFIG").map(PathBuf::from);
-    let usual = || directory(env, "XDG_CONFIG_HOME", ".config").map(|dir| dir.join("config.toml"));
-    let must_exist = named.is_some();
-    let Some(path) = named.or_else(usual) else {
-        return Ok(File::default());
+/// The file, and where it is.
+fn read(env: &impl Fn(&str) -> Option<String>) -> Result<(File, Option<PathBuf>), Failure> {
+    let Some((path, must_exist)) = config_path(env) else {
+        return Ok((File::default(), None));
     };
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => String::new(),
-        Err(error) => return Err(config_error(&path, &error.to_string())),
-    };
-    toml::from_str(&text).map_err(|error| config_error(&path, &error.to_string()))
+    let text = read_config(&path, must_exist).map_err(|why| config_error(&path, &why))?;
+    let file = toml::from_str(&text).map_err(|error| config_error(&path, &error.to_string()))?;
+    Ok((file, path.parent().map(Path::to_owned)))
 }
 
 fn config_error(path: &Path, why: &str) -> Failure {
     Failure::new(Exit::Usage, "CONFIG", format!("config file {} cannot be used", path.display()))
         .why(why.trim())
-}
-
-fn profile(file: &File, wanted: Option<String>) -> Result<Profile, Failure> {
-    let Some(name) = wanted.or_else(|| file.profile.clone()) else {
-        return Ok(Profile::default());
-    };
-    let known: Vec<&str> = file.profiles.keys().map(String::as_str).collect();
-    file.profiles.get(&name).cloned().ok_or_else(|| {
-        Failure::new(Exit::Usage, "CONFIG", format!("there is no profile {name}"))
-            .why(format!("the config file has: {}", known.join(", ")))
-    })
 }
 
 fn directory(env: &impl Fn(&str) -> Option<String>, xdg: &str, usual: &str) -> Option<PathBuf> {

@@ -8,6 +8,7 @@ use crate::seeds::{self, Seeds};
 use crate::time::now_ms;
 use crate::value::hex;
 use proto::client::{Client, Unreachable};
+use proto::dial::Dial;
 use proto::v1::{ClusterView, ErrorCode, GetClusterRequest};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub(crate) struct Connection {
 struct Current {
     link: Option<Link>,
     /// When no node could be reached last, and why.
-    failed: Option<(Instant, String)>,
+    failed: Option<(Instant, Unreachable)>,
 }
 
 /// A connected client; `number` tells it from those before and after it.
@@ -213,12 +214,12 @@ impl Connection {
         }
         let last = lost.map(|link| link.client.endpoint().to_owned());
         let candidates = self.candidates(last);
-        let client = match Client::connect(&candidates, self.connect_timeout()).await {
+        let dial = Dial { tls: self.settings.tls.clone(), from: None };
+        let client = match Client::connect_by(&dial, &candidates, self.connect_timeout()).await {
             Ok(client) => client,
             Err(error) => {
-                let why = words(&error);
-                let failure = unreachable(&why);
-                current.failed = Some((Instant::now(), why));
+                let failure = unreachable(&error);
+                current.failed = Some((Instant::now(), error));
                 return Err(failure);
             }
         };
@@ -343,16 +344,37 @@ fn in_doubt(status: &Status) -> bool {
         && matches!(Exit::of_status(status), Exit::Unreachable | Exit::TimedOut)
 }
 
-fn words(error: &Unreachable) -> String {
+fn unreachable(error: &Unreachable) -> Failure {
     let tried = error.tried.iter();
     let tried: Vec<String> = tried.map(|(endpoint, why)| format!("{endpoint} {why}")).collect();
-    tried.join("; ")
-}
-
-fn unreachable(why: &str) -> Failure {
+    let why = tried.join("; ");
+    if error.is_tls {
+        return Failure::new(Exit::NotPermitted, "TLS", "no secured connection to any node")
+            .advice(advice_for_tls(&why))
+            .why(why);
+    }
     Failure::new(Exit::Unreachable, "UNREACHABLE", "no node reachable")
         .why(why)
         .advice("another node: --endpoint HOST:PORT or KVCTL_ENDPOINTS")
+}
+
+/// What to do about it, by which side does not trust which.
+fn advice_for_tls(why: &str) -> &'static str {
+    if why.contains("speaks no TLS") {
+        "without --tls-ca (KVCTL_TLS_CA, tls.ca of the profile); or start the nodes with --tls-cert"
+    } else if why.contains("speaks TLS") {
+        "--tls-ca FILE, the CA that signed the nodes' certificates"
+    } else if why.contains("this side's certificate") || why.contains("client certificate") {
+        "another --tls-cert and --tls-key: signed by a CA the nodes trust, and good today"
+    } else if why.contains("no CA trusted here") {
+        "another --tls-ca FILE: the CA that signed the nodes' certificates"
+    } else if why.contains("expired") || why.contains("not valid yet") {
+        "new certificates on the nodes, then kvctl certs reload; or set this machine's clock"
+    } else if why.contains("shows a certificate for") {
+        "--endpoint with a name the certificate is for; or new certificates with this name on the nodes"
+    } else {
+        "other --tls-ca, --tls-cert and --tls-key"
+    }
 }
 
 #[cfg(test)]

@@ -79,7 +79,10 @@ impl Exit {
             | ErrorCode::DiskFull => Self::QuorumUnmet,
             ErrorCode::Draining | ErrorCode::NodeUnreachable => Self::Unreachable,
             ErrorCode::Blank | ErrorCode::ObjectTooLarge | ErrorCode::PlanRefused => Self::Refused,
-            ErrorCode::Stranger | ErrorCode::Removed => Self::NotPermitted,
+            ErrorCode::Stranger
+            | ErrorCode::Removed
+            | ErrorCode::NotPermitted
+            | ErrorCode::CertificateWanted => Self::NotPermitted,
         }
     }
 
@@ -153,6 +156,8 @@ mod tests {
             (26, 3),
             (27, 4),
             (28, 10),
+            (29, 10),
+            (30, 10),
         ];
         for (code, exit) in expected {
             let code = ErrorCode::try_from(code).unwrap();
@@ -162,7 +167,7 @@ mod tests {
             assert_eq!(Exit::of_status(&status) as u8, exit, "{code:?}");
         }
         // One more code in the contract must get a line above.
-        assert!(ErrorCode::try_from(29).is_err());
+        assert!(ErrorCode::try_from(31).is_err());
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use crate::cluster::room::Watermarks;
 use crate::cluster::scrub::Pace;
+use crate::door::Limits;
 use crate::telemetry::LogFormat;
+use crate::tls::TlsFiles;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 use serde::de::{self, Deserializer};
@@ -16,6 +18,9 @@ use std::time::Duration;
 
 /// How often copies are compared, unless configured: so old may the last match of two nodes be.
 const REPAIR_EVERY: Option<Duration> = Some(Duration::from_secs(600));
+
+/// How long a connection lasts, unless configured.
+const CONNECTION_AGE: Option<Duration> = Some(Duration::from_secs(3600));
 
 /// See `--gc-after`.
 pub const GC_AFTER: Duration = Duration::from_secs(600);
@@ -42,6 +47,43 @@ pub enum Command {
     ///
     /// Started again on the same directory, the data is still there.
     Dev(DevFlags),
+    /// Makes certificates.
+    Certs {
+        /// Which.
+        #[command(subcommand)]
+        what: CertsCommand,
+    },
+}
+
+/// Certificates kvd makes.
+#[derive(Debug, Subcommand)]
+pub enum CertsCommand {
+    /// Makes a CA, and certificates of nodes and clients that it signs, to try TLS with. Run again, it
+    /// makes more under the same CA; certificates of the same names are replaced.
+    ///
+    /// For real use have your own CA sign: a node's certificate needs node.kvd.internal among its names,
+    /// and what clients call its host.
+    Dev(CertsFlags),
+}
+
+/// Flags of `kvd certs dev`.
+#[derive(Clone, Debug, Args)]
+pub struct CertsFlags {
+    /// Where they are put: ca.pem, NAME.pem and NAME-key.pem.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// A node. Default: n1, n2, n3.
+    #[arg(long = "node", value_name = "NAME")]
+    pub nodes: Vec<String>,
+    /// A name or address by which clients reach the nodes, beside localhost.
+    #[arg(long = "host", value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// A client. Default: admin.
+    #[arg(long = "client", value_name = "NAME")]
+    pub clients: Vec<String>,
+    /// How long they are good for.
+    #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
 }
 
 /// Flags of `kvd dev`.
@@ -59,6 +101,9 @@ pub struct DevFlags {
     /// Spread the nodes over so many zones.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub zones: u16,
+    /// Secure it: certificates are made in DIR/certs.
+    #[arg(long)]
+    pub tls: bool,
 }
 
 /// Flags of a node, each with its environment variable.
@@ -113,6 +158,39 @@ pub struct Flags {
     /// back what was deleted. Default: 10m.
     #[arg(long, env = "KVD_GC_AFTER", value_name = "TIME")]
     pub gc_after: Option<Cycle>,
+    /// This node's certificate (PEM), with those between it and the CA. Turns TLS on, for clients and
+    /// between nodes; among its names must be node.kvd.internal. `kvd certs dev` makes some to try.
+    #[arg(long, env = "KVD_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, env = "KVD_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Who signed the certificates of the nodes (PEM; several while one replaces another).
+    #[arg(long, env = "KVD_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Who signed the certificates of clients, beside those who sign for nodes.
+    #[arg(long, env = "KVD_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Which client may do what (TOML: certificate name, keyspace, read, write or admin). Without it
+    /// everybody who can connect may do everything.
+    #[arg(long, env = "KVD_ACCESS", value_name = "FILE")]
+    pub access: Option<PathBuf>,
+    /// Listen on an address that others can reach although nothing is secured.
+    #[arg(long, env = "KVD_INSECURE", num_args = 0..=1, default_missing_value = "true")]
+    pub insecure: Option<bool>,
+    /// How long a connection lasts, whoever has it: then another is made, with the certificates of that
+    /// day. Default: 1h.
+    #[arg(long, env = "KVD_CONNECTION_AGE", value_name = "TIME")]
+    pub connection_age: Option<Cycle>,
+    /// Connections that clients may have, all together. Default: 4096.
+    #[arg(long, env = "KVD_CONNECTIONS_MAX", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections_max: Option<u32>,
+    /// The same of one address. Default: 1024.
+    #[arg(long, env = "KVD_CONNECTIONS_PER_ADDRESS_MAX", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections_per_address_max: Option<u32>,
+    /// Memory for what clients send and are sent, MiB; a request beyond it is refused. Default: 256.
+    #[arg(long, env = "KVD_CLIENT_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    pub client_mib: Option<u32>,
     /// What to log: error, warn, info, debug, or a filter such as kvd=debug. Default: info.
     #[arg(long, env = "KVD_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -149,6 +227,19 @@ struct File {
     transfer_mib_per_second: Option<u32>,
     repair_every: Option<Cycle>,
     gc_after: Option<Cycle>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_ca: Option<PathBuf>,
+    tls_client_ca: Option<PathBuf>,
+    access: Option<PathBuf>,
+    insecure: Option<bool>,
+    connection_age: Option<Cycle>,
+    #[serde(default, deserialize_with = "connections_max")]
+    connections_max: Option<u32>,
+    #[serde(default, deserialize_with = "connections_per_address_max")]
+    connections_per_address_max: Option<u32>,
+    #[serde(default, deserialize_with = "client_mib")]
+    client_mib: Option<u32>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -178,6 +269,14 @@ pub struct Config {
     pub repair_every: Option<Duration>,
     /// How long every home must have held a tombstone before it is taken away; `None`: never.
     pub gc_after: Option<Duration>,
+    /// The files that secure it; none: nothing does.
+    pub tls: Option<TlsFiles>,
+    /// Which client may do what; none: everybody everything.
+    pub access: Option<PathBuf>,
+    /// Who may come in.
+    pub limits: Limits,
+    /// Memory for what clients send and are sent, bytes.
+    pub client_bytes: usize,
     /// What to log.
     pub log: String,
     /// How.
@@ -211,9 +310,47 @@ impl Config {
                 "a node that listens on every address must be told which one the others reach it at: --advertise HOST:PORT",
             ));
         }
+        let tls = tls_files(
+            flags.tls_cert.or(file.tls_cert),
+            flags.tls_key.or(file.tls_key),
+            flags.tls_ca.or(file.tls_ca),
+            flags.tls_client_ca.or(file.tls_client_ca),
+        )?;
+        let access = flags.access.or(file.access);
+        if access.is_some() && tls.is_none() {
+            return Err(ConfigError::Combination(
+                "clients are known by their certificates: --access needs --tls-cert, --tls-key and --tls-ca",
+            ));
+        }
+        let insecure = flags.insecure.or(file.insecure).unwrap_or_default();
+        if tls.is_none() && !insecure && !listen.ip().is_loopback() {
+            return Err(ConfigError::Combination(
+                "others can reach this address, and nothing is secured: give --tls-cert, --tls-key and --tls-ca (kvd certs dev makes some to try), or say --insecure",
+            ));
+        }
+        let age = flags.connection_age.or(file.connection_age).map_or(CONNECTION_AGE, |it| it.0);
+        let Some(age) = age else {
+            return Err(ConfigError::Combination(
+                "connection_age cannot be off: with old connections old certificates would go on",
+            ));
+        };
+        let limits = Limits {
+            connections: flags.connections_max.or(file.connections_max).unwrap_or(4096) as usize,
+            connections_per_address: flags
+                .connections_per_address_max
+                .or(file.connections_per_address_max)
+                .unwrap_or(1024) as usize,
+            age,
+        };
         Ok(Self {
             listen,
             advertise,
+            tls,
+            access,
+            limits,
+            client_bytes: flags.client_mib.or(file.client_mib).unwrap_or(256) as usize
+                * 1024
+                * 1024,
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "kvd-data".into()),
             cache_bytes: flags.cache_mib.or(file.cache_mib).unwrap_or(256) as usize * 1024 * 1024,
             write_buffer_bytes: flags.write_buffer_mib.or(file.write_buffer_mib).unwrap_or(32)
@@ -244,6 +381,22 @@ impl Config {
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             stop_with_stdin: flags.stop_with_stdin,
         })
+    }
+}
+
+/// All three, or none.
+fn tls_files(
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    ca: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    match (cert, key, ca) {
+        (Some(cert), Some(key), Some(ca)) => Ok(Some(TlsFiles { cert, key, ca, client_ca })),
+        (None, None, None) if client_ca.is_none() => Ok(None),
+        _ => Err(ConfigError::Combination(
+            "TLS needs all of --tls-cert, --tls-key and --tls-ca: a node shows its certificate, and asks for those of the others",
+        )),
     }
 }
 
@@ -279,6 +432,25 @@ fn hint_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error>
 
 fn transfer_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     whole(from, "transfer_mib_per_second", 65_536)
+}
+
+fn connections_max<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "connections_max", 1_000_000)
+}
+
+fn connections_per_address_max<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<u32>, D::Error> {
+    whole(from, "connections_per_address_max", 1_000_000)
+}
+
+fn client_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    match whole(from, "client_mib", 1_048_576)? {
+        Some(mib @ ..64) => {
+            Err(de::Error::custom(format!("client_mib is 64 to 1048576, not {mib}")))
+        }
+        mib => Ok(mib),
+    }
 }
 
 fn scrub_mib_per_second<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
@@ -444,9 +616,29 @@ mod tests {
     }
 
     #[test]
+    fn what_others_can_reach_is_secured_or_said_to_be_insecure() {
+        let why = |flags: Flags| Config::resolve(flags).unwrap_err().to_string();
+        let open = Flags { listen: Some("10.0.0.1:7400".parse().unwrap()), ..Default::default() };
+        assert!(why(open.clone()).contains("--insecure"));
+        assert!(Config::resolve(Flags { insecure: Some(true), ..open.clone() }).is_ok());
+        let tls = Flags {
+            tls_cert: Some("c".into()),
+            tls_key: Some("k".into()),
+            tls_ca: Some("ca".into()),
+            ..open
+        };
+        assert!(Config::resolve(tls.clone()).unwrap().tls.is_some());
+        assert!(why(Flags { tls_ca: None, ..tls }).contains("all of"));
+        let access = Some("a.toml".into());
+        assert!(why(Flags { access, ..Default::default() }).contains("--access needs"));
+        let age = Some("off".parse().unwrap());
+        assert!(why(Flags { connection_age: age, ..Default::default() }).contains("cannot be off"));
+    }
+
+    #[test]
     fn listening_everywhere_needs_an_address_to_tell_the_others() {
         let listen = Some("0.0.0.0:7400".parse().unwrap());
-        let flags = Flags { listen, ..Default::default() };
+        let flags = Flags { listen, insecure: Some(true), ..Default::default() };
         assert!(Config::resolve(flags.clone()).unwrap_err().to_string().contains("--advertise"));
         let advertise = Some("db1:7400".parse().unwrap());
         assert!(Config::resolve(Flags { advertise, ..flags }).is_ok());

@@ -1,13 +1,16 @@
 //! `kvd dev`: a real local cluster for trying things out. Every node is a process of its own; they
 //! are stopped together and nothing is restarted behind anyone's back.
 
+use crate::certs;
 use crate::config::DevFlags;
 use anyhow::{Context, anyhow, bail};
 use proto::client::Client;
+use proto::dial::Dial;
+use proto::tls::{ClientFiles, ClientTls};
 use proto::v1::{ClusterView, GetClusterRequest, InitClusterRequest, NewMember, NodeState};
 use serde::{Deserialize, Serialize};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -16,6 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 const CLUSTER_NAME: &str = "dev";
+
+/// Certificates of a secured one are good for so long.
+const CERTS_DAYS: u32 = 365;
 
 /// A node must answer within so long of being started.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -29,23 +35,29 @@ struct Made {
     nodes: u16,
     base_port: u16,
     zones: u16,
+    #[serde(default)]
+    tls: bool,
 }
+
+/// Who may do everything in a secured one.
+const ADMIN: &str = "admin";
 
 /// Runs the cluster until Ctrl-C.
 pub async fn run(flags: DevFlags) -> anyhow::Result<()> {
     std::fs::create_dir_all(&flags.dir)
         .with_context(|| format!("cannot make {}", flags.dir.display()))?;
     let made = settle(&flags)?;
+    let secured = made.tls.then(|| secure(&flags.dir, &made)).transpose()?;
     let (ended, mut endings) = mpsc::channel(usize::from(made.nodes));
     let mut stops = Vec::new();
     for index in 0..made.nodes {
-        stops.push(start_node(&flags.dir, &made, index, ended.clone())?);
+        stops.push(start_node(&flags.dir, &made, index, secured.as_ref(), ended.clone())?);
     }
     drop(ended);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let came_up = tokio::select! {
-        outcome = bring_up(&made) => outcome.map(|()| true),
+        outcome = bring_up(&made, secured.as_ref()) => outcome.map(|()| true),
         ending = endings.recv() => match ending {
             Some((name, how)) => Err(anyhow!("{name} {how}; see its log above")),
             None => Ok(false),
@@ -55,7 +67,7 @@ pub async fn run(flags: DevFlags) -> anyhow::Result<()> {
     };
     let outcome = match came_up {
         Ok(true) => {
-            announce(&flags.dir, &made);
+            announce(&flags.dir, &made, secured.as_ref());
             let mut left = stops.len();
             loop {
                 tokio::select! {
@@ -63,7 +75,7 @@ pub async fn run(flags: DevFlags) -> anyhow::Result<()> {
                     _ = terminate.recv() => break Ok(()),
                     Some((name, how)) = endings.recv() => {
                         left -= 1;
-                        say(&format!("{name} {how}. To start it again:  {}", restart_line(&flags.dir, &made, &name)));
+                        say(&format!("{name} {how}. To start it again:  {}", restart_line(&flags.dir, &made, secured.as_ref(), &name)));
                         if left == 0 {
                             break Err(anyhow!("no node is left"));
                         }
@@ -93,7 +105,7 @@ fn settle(flags: &DevFlags) -> anyhow::Result<Made> {
                 flags.nodes
             );
         }
-        let made = Made { nodes: flags.nodes, base_port, zones: flags.zones };
+        let made = Made { nodes: flags.nodes, base_port, zones: flags.zones, tls: flags.tls };
         std::fs::write(&file, toml::to_string(&made)?)?;
         return Ok(made);
     };
@@ -103,17 +115,52 @@ fn settle(flags: &DevFlags) -> anyhow::Result<Made> {
         nodes: flags.nodes,
         base_port: flags.base_port.unwrap_or(made.base_port),
         zones: flags.zones,
+        tls: flags.tls,
     };
     if asked != made {
         bail!(
-            "{} holds a cluster made with --nodes {} --base-port {} --zones {}; start it so, or choose another --dir",
+            "{} holds a cluster made with --nodes {} --base-port {} --zones {}{}; start it so, or choose another --dir",
             flags.dir.display(),
             made.nodes,
             made.base_port,
-            made.zones
+            made.zones,
+            if made.tls { " --tls" } else { ", without --tls" },
         );
     }
     Ok(made)
+}
+
+/// Where the certificates of a secured cluster are.
+struct Secured {
+    dir: PathBuf,
+}
+
+impl Secured {
+    fn client(&self) -> anyhow::Result<Option<ClientTls>> {
+        let own = certs::Made::of(&self.dir, ADMIN);
+        let ca = Some(certs::Made::of(&self.dir, "ca").cert);
+        Ok(ClientTls::load(&ClientFiles { ca, cert: Some(own.cert), key: Some(own.key) })?)
+    }
+
+    fn args(&self, name: &str) -> Vec<String> {
+        let certs::Made { cert, key } = certs::Made::of(&self.dir, name);
+        let ca = certs::Made::of(&self.dir, "ca").cert;
+        let flags = [("--tls-ca", ca), ("--tls-cert", cert), ("--tls-key", key)];
+        flags
+            .into_iter()
+            .flat_map(|(flag, file)| [flag.to_owned(), file.display().to_string()])
+            .collect()
+    }
+}
+
+/// Makes certificates for every node and an admin, unless they are there.
+fn secure(dir: &Path, made: &Made) -> anyhow::Result<Secured> {
+    let dir = dir.join("certs");
+    let absent = |name: &String| !certs::Made::of(&dir, name).cert.exists();
+    let nodes: Vec<String> = (0..made.nodes).map(name).filter(absent).collect();
+    let clients: Vec<String> = [ADMIN.to_owned()].into_iter().filter(absent).collect();
+    certs::make(&dir, &nodes, &[], &clients, CERTS_DAYS)?;
+    Ok(Secured { dir })
 }
 
 fn name(index: u16) -> String {
@@ -135,6 +182,7 @@ fn start_node(
     dir: &Path,
     made: &Made,
     index: u16,
+    secured: Option<&Secured>,
     ended: mpsc::Sender<Ending>,
 ) -> anyhow::Result<tokio::process::ChildStdin> {
     let mut child = Command::new(std::env::current_exe()?)
@@ -142,6 +190,7 @@ fn start_node(
         .args(["--listen", &address(made, index)])
         .arg("--data-dir")
         .arg(dir.join(name(index)))
+        .args(secured.map(|it| it.args(&name(index))).unwrap_or_default())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -177,10 +226,11 @@ async fn how_it_ended(child: &mut Child) -> String {
 
 /// Waits until every node answers, makes the cluster if they are blank, and waits until each
 /// sees all the others up.
-async fn bring_up(made: &Made) -> anyhow::Result<()> {
+async fn bring_up(made: &Made, secured: Option<&Secured>) -> anyhow::Result<()> {
+    let dial = Dial { tls: secured.map(Secured::client).transpose()?.flatten(), from: None };
     let mut clients = Vec::new();
     for index in 0..made.nodes {
-        clients.push(answering(&address(made, index)).await?);
+        clients.push(answering(&dial, &address(made, index)).await?);
     }
     if view(&clients[0]).await?.id.is_empty() {
         let members = (0..made.nodes).map(|index| NewMember {
@@ -212,11 +262,11 @@ async fn view(client: &Client) -> anyhow::Result<ClusterView> {
     Ok(client.admin().get_cluster(GetClusterRequest { events_since: u64::MAX }).await?.into_inner())
 }
 
-async fn answering(address: &str) -> anyhow::Result<Client> {
+async fn answering(dial: &Dial, address: &str) -> anyhow::Result<Client> {
     let endpoint = [address.to_owned()];
     let trying = async {
         loop {
-            if let Ok(client) = Client::connect(&endpoint, Duration::from_secs(1)).await {
+            if let Ok(client) = Client::connect_by(dial, &endpoint, Duration::from_secs(1)).await {
                 return client;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -226,25 +276,42 @@ async fn answering(address: &str) -> anyhow::Result<Client> {
     answered.with_context(|| format!("no answer from {address} in {} s", START_MAX.as_secs()))
 }
 
-fn announce(dir: &Path, made: &Made) {
+fn announce(dir: &Path, made: &Made, secured: Option<&Secured>) {
     let nodes: Vec<String> =
         (0..made.nodes).map(|index| format!("{} {}", name(index), address(made, index))).collect();
     say(&format!("cluster {CLUSTER_NAME} is up: {}", nodes.join(", ")));
     say(&format!("data in {}; started again on it, the data is still there", dir.display()));
-    if made.base_port == proto::DEFAULT_PORT {
-        say("try it:  kvctl status    kvctl put greeting hello    kvctl get greeting    kvtop");
-    } else {
-        let endpoint = address(made, 0);
-        say(&format!(
-            "try it:  export KVCTL_ENDPOINTS={endpoint}; kvctl status; kvctl put greeting hello; kvtop"
-        ));
+    let mut exports = Vec::new();
+    if made.base_port != proto::DEFAULT_PORT {
+        exports.push(format!("KVCTL_ENDPOINTS={}", address(made, 0)));
+    }
+    if let Some(Secured { dir }) = secured {
+        let own = certs::Made::of(dir, ADMIN);
+        let ca = certs::Made::of(dir, "ca").cert;
+        for (name, file) in [("CA", ca), ("CERT", own.cert), ("KEY", own.key)] {
+            exports.push(format!("KVCTL_TLS_{name}={}", file.display()));
+        }
+    }
+    match exports.as_slice() {
+        [] => {
+            say("try it:  kvctl status    kvctl put greeting hello    kvctl get greeting    kvtop")
+        }
+        exports => say(&format!(
+            "try it:  export {}; kvctl status; kvctl put greeting hello; kvtop",
+            exports.join(" ")
+        )),
     }
     say("Ctrl-C stops all nodes");
 }
 
-fn restart_line(dir: &Path, made: &Made, node: &str) -> String {
+fn restart_line(dir: &Path, made: &Made, secured: Option<&Secured>, node: &str) -> String {
     let index = (0..made.nodes).find(|index| name(*index) == node).unwrap_or(0);
-    format!("kvd --data-dir {} --listen {}", dir.join(node).display(), address(made, index))
+    let mut line =
+        format!("kvd --data-dir {} --listen {}", dir.join(node).display(), address(made, index));
+    for arg in secured.map(|it| it.args(node)).unwrap_or_default() {
+        line += &format!(" {arg}");
+    }
+    line
 }
 
 /// The node's name, in its own colour on a terminal.

@@ -5,11 +5,14 @@
 //! `storage` there. The reply retraces it.
 
 pub mod api;
+pub mod certs;
 pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod dev;
+pub mod door;
 pub mod dynamo;
 pub mod server;
 pub mod storage;
 pub mod telemetry;
+pub mod tls;

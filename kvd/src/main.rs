@@ -1,14 +1,15 @@
 //! Flags in, exit code out: 0 after a clean stop, 2 for bad flags or configuration, 1 for the rest.
 
 use clap::Parser;
-use kvd::config::{Cli, Command, Config};
-use kvd::{dev, server, telemetry};
+use kvd::config::{CertsCommand, Cli, Command, Config};
+use kvd::{certs, dev, server, telemetry};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Some(Command::Dev(flags)) => finish(block_on(dev::run(flags))),
+        Some(Command::Certs { what: CertsCommand::Dev(flags) }) => finish(certs::run(&flags)),
         None => match Config::resolve(cli.flags) {
             Ok(config) => node(config),
             Err(error) => fail(&error, 2),

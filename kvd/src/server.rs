@@ -1,14 +1,19 @@
 //! All wiring: start, serve, drain, stop.
 
 use crate::api::{AdminService, KvService, ReplicaService};
+use crate::cluster::certs::{self, Security};
 use crate::cluster::{
-    Node, address, compact, detector, gc, handoff, membership, moves, partitions, repair, room,
-    scrub,
+    Node, address, compact, detector, gc, handoff, membership, moves, overload, partitions, repair,
+    room, scrub,
 };
 use crate::config::Config;
+use crate::door::access::Access;
+use crate::door::room::{Room, RoomLayer};
+use crate::door::{Door, Incoming, Members};
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
 use crate::storage::{Store, StoreOptions, shards};
+use crate::tls::Tls;
 use anyhow::{Context, anyhow};
 use proto::MESSAGE_BYTES_MAX;
 use proto::v1::admin_server::AdminServer;
@@ -19,9 +24,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 /// Requests under way when the node is told to stop may take so long.
@@ -34,11 +40,25 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// large is refused in words rather than by the transport.
 const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Streams one connection may have open.
-const STREAMS_MAX: u32 = 4096;
+/// Streams one connection may have open. One more waits at the client.
+const STREAMS_MAX: u32 = 1024;
+
+/// Headers of one request, bytes.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+
+/// Streams that a client may open and reset before they are taken up. One more ends its connection.
+const RESETS_MAX: usize = 20;
+
+/// A request that has not been answered, or not even arrived whole, after so long is cut off: longer
+/// than any deadline.
+const ANSWER_MAX: Duration = Duration::from_secs(90);
 
 /// Runs one node until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    // Files that cannot be used are better known before anything is open.
+    let tls = config.tls.clone().map(Tls::load).transpose()?.map(Arc::new);
+    let access = config.access.as_deref().map(Access::load).transpose()?.unwrap_or_default();
+    allow_open_files(config.limits.connections);
     // The port first: nothing on disk changes if it is taken.
     let listener = TcpListener::bind(config.listen).await.with_context(|| {
         format!(
@@ -61,7 +81,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     abort_on_panic();
     let (incarnation, start) = (directory.incarnation(), directory.start().count);
     let outgoing = outgoing(listener.local_addr()?.ip(), &own_address);
-    let node = Node::new(directory, own_address, outgoing, store.clone());
+    let security = Security::new(tls.clone(), config.access.clone(), config.limits.age);
+    let node = Node::new(directory, own_address, outgoing, store.clone(), security, access);
     tracing::info!(
         address = node.address,
         uid = %node.uid,
@@ -70,6 +91,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         data_dir = %config.data_dir.display(),
         "kvd {} listens", env!("CARGO_PKG_VERSION"),
     );
+    tell_how_secure(&config, tls.as_deref());
     node.moves.goes_at(config.transfer_bytes_per_second);
     membership::resume(&node).map_err(|why| anyhow!(why))?;
     match node.cluster() {
@@ -94,10 +116,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     node.spawn(membership::keep_telling(Arc::clone(&node)));
     node.spawn(address::run(Arc::clone(&node)));
     node.spawn(room::watch(Arc::clone(&node), config.watermarks));
+    node.spawn(certs::watch(Arc::clone(&node)));
+    node.spawn(overload::watch(Arc::clone(&node)));
+    node.spawn(reload_on_hangup(Arc::clone(&node), signal(SignalKind::hangup())?));
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
-    let serving = tokio::spawn(serve(Arc::clone(&node), listener, health_service)?);
+    let door = Door::new(tls, config.limits, Box::new(MembersOf(Arc::clone(&node))));
+    let _ = node.security.door.set(Arc::clone(&door)); // it has none yet
+    let incoming = door.open(listener);
+    let room = Room::new(config.client_bytes);
+    let serving = tokio::spawn(serve(Arc::clone(&node), incoming, room, health_service)?);
 
     let outcome = tokio::select! {
         why = told_to_stop(config.stop_with_stdin) => {
@@ -144,9 +173,64 @@ fn abort_on_panic() {
     }));
 }
 
+/// The addresses of the members of a node's cluster.
+struct MembersOf(Arc<Node>);
+
+impl Members for MembersOf {
+    fn has(&self, address: IpAddr) -> bool {
+        let at = |known: &str| known.parse().is_ok_and(|known: SocketAddr| known.ip() == address);
+        let cluster = self.0.cluster();
+        cluster.is_ok_and(|cluster| cluster.peers.values().any(|peer| at(&peer.address)))
+    }
+}
+
+/// Every connection is an open file, and so is every file of the store.
+fn allow_open_files(connections: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const BESIDE: u64 = 512;
+    // Clients, and as many places for nodes.
+    let wanted = 2 * connections as u64 + BESIDE;
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let current = now.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(current), ..now });
+    if raised.is_err() || current < wanted {
+        tracing::warn!(
+            "the system lets this process open {current} files; {connections} connections want {wanted}: ulimit -n, or --connections-max"
+        );
+    }
+}
+
+/// Says at every start what an operator must not overlook.
+fn tell_how_secure(config: &Config, tls: Option<&Tls>) {
+    match tls {
+        Some(tls) => {
+            let facts = &tls.now().facts;
+            let names = facts.names.join(", ");
+            tracing::info!(certificate = facts.name, names, "connections are secured by TLS");
+        }
+        None if !config.listen.ip().is_loopback() => tracing::warn!(
+            "INSECURE: everybody who can reach {} can read, write and take over this node; see --tls-cert",
+            config.listen
+        ),
+        None => {}
+    }
+}
+
+/// Reads certificates and access file again whenever told by SIGHUP.
+async fn reload_on_hangup(node: Arc<Node>, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        // Both outcomes are told in the node's events.
+        let _ = tokio::task::block_in_place(|| certs::reload(&node));
+    }
+}
+
 fn serve(
     node: Arc<Node>,
-    listener: TcpListener,
+    incoming: mpsc::Receiver<std::io::Result<Incoming>>,
+    room: Arc<Room>,
     health: tonic_health::pb::health_server::HealthServer<
         impl tonic_health::pb::health_server::Health,
     >,
@@ -156,24 +240,29 @@ fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     let stop = node.stop.clone();
+    let age = node.security.link_age * 2;
     let kv = KvServer::new(KvService { node: Arc::clone(&node) })
         .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
     let admin = AdminServer::new(AdminService { node: Arc::clone(&node) });
     let replica =
         ReplicaServer::new(ReplicaService { node }).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    // Without TCP_NODELAY a small request waits for the acknowledgement of the one before: 40 ms.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_header_list_size(Some(HEADER_BYTES_MAX))
         .max_concurrent_streams(Some(STREAMS_MAX))
+        .max_connection_age(age)
+        .timeout(ANSWER_MAX)
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
+        .layer(RoomLayer { room })
         .add_service(kv)
         .add_service(admin)
         .add_service(replica)
         .add_service(health)
         .add_service(reflection);
+    let incoming = ReceiverStream::new(incoming);
     Ok(server.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }))
 }
 

@@ -4,6 +4,9 @@ use crate::app::{INTERVAL_MAX, INTERVAL_MIN, Screen};
 use crate::state::Millis;
 use crate::view::theme::{Palette, Theme};
 use clap::{Parser, ValueEnum};
+use proto::profile::{Profiles, config_path, read_config, tls_files};
+use proto::tls::{ClientFiles, ClientTls};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The live dashboard of a kvd cluster.
@@ -13,10 +16,27 @@ use std::time::Duration;
 #[derive(Debug, Parser)]
 #[command(name = "kvtop", version, after_help = EXIT_CODES)]
 pub struct Args {
+    /// Profile of kvctl's config file
+    #[arg(long, value_name = "NAME", env = "KVCTL_PROFILE")]
+    pub profile: Option<String>,
+
     /// A node to ask; repeat it for more. The others are learned from the first that answers
+    /// [default: those of the profile, else 127.0.0.1:7400]
     #[arg(long, value_name = "HOST:PORT", env = "KVCTL_ENDPOINTS", value_delimiter = ',',
-          default_value = "127.0.0.1:7400", value_parser = endpoint)]
+          value_parser = endpoint)]
     pub endpoint: Vec<String>,
+
+    /// Connect by TLS, to nodes whose certificates this CA signed (PEM)
+    #[arg(long, value_name = "FILE", env = "KVCTL_TLS_CA")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// The certificate to show, where the cluster wants one (PEM)
+    #[arg(long, value_name = "FILE", env = "KVCTL_TLS_CERT")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Its key (PEM)
+    #[arg(long, value_name = "FILE", env = "KVCTL_TLS_KEY")]
+    pub tls_key: Option<PathBuf>,
 
     /// Time between samples, 0.25s to 60s
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = interval)]
@@ -98,7 +118,58 @@ pub enum Output {
     Json,
 }
 
+/// The way to the cluster.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Nodes to ask first.
+    pub endpoints: Vec<String>,
+    /// The files that secure the connection. Read for each connection anew: a dashboard stays open for
+    /// longer than some certificates are good.
+    pub tls: ClientFiles,
+}
+
+impl Way {
+    /// To these endpoints, secured by nothing.
+    pub fn clear(endpoints: Vec<String>) -> Self {
+        Self { endpoints, tls: ClientFiles::default() }
+    }
+}
+
 impl Args {
+    /// The way to the cluster, by flags, environment and kvctl's config file.
+    ///
+    /// # Errors
+    /// In words, if the file or what it names cannot be used.
+    pub fn way(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Way, String> {
+        let mut profiles = Profiles::default();
+        let mut folder = None;
+        if let Some((path, must_exist)) = config_path(&variable) {
+            let of_file = |why: String| format!("config file {}: {why}", path.display());
+            let text = read_config(&path, must_exist).map_err(of_file)?;
+            profiles = toml::from_str(&text).map_err(|error| of_file(error.to_string()))?;
+            folder = path.parent().map(Path::to_owned);
+        }
+        let profile = profiles.get(self.profile.as_deref())?;
+        let given = ClientFiles {
+            ca: self.tls_ca.clone(),
+            cert: self.tls_cert.clone(),
+            key: self.tls_key.clone(),
+        };
+        let defaults = &profiles.defaults;
+        let tls = tls_files(given, &variable, folder.as_deref(), &profile.tls, &defaults.tls);
+        ClientTls::load(&tls).map_err(|error| error.to_string())?;
+        let endpoints = match self.endpoint.as_slice() {
+            [] => profile.endpoints.or_else(|| defaults.endpoints.clone()),
+            given => Some(given.to_vec()),
+        };
+        let endpoints = endpoints.unwrap_or_else(|| vec!["127.0.0.1".to_owned()]);
+        let with_port = |text: &String| match text.contains(':') {
+            true => text.clone(),
+            false => format!("{text}:{}", proto::DEFAULT_PORT),
+        };
+        Ok(Way { endpoints: endpoints.iter().map(with_port).collect(), tls })
+    }
+
     /// How things look, given what environment variables say.
     pub fn theme(&self, variable: impl Fn(&str) -> Option<String>) -> Theme {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());

@@ -3,11 +3,14 @@
 
 mod details;
 
+use crate::args::Way;
 use crate::event::{Event, Feed};
 use crate::state::{Millis, Wanted};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use proto::client::Client;
+use proto::dial::Dial;
+use proto::tls::{ClientFiles, ClientTls};
 use proto::v1::{ClusterView, GetClusterRequest, NodeState, WatchClusterRequest};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -53,13 +56,14 @@ impl Handle {
     }
 }
 
-/// Starts the network side, which first tries `endpoints`.
-pub fn start(endpoints: Vec<String>, interval: Millis) -> Handle {
+/// Starts the network side, which first tries the endpoints of `way`.
+pub fn start(way: Way, interval: Millis) -> Handle {
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let (pace, paced) = watch::channel(interval);
     let (want, wanted) = watch::channel(Wanted::default());
     let follower = Follower {
-        given: endpoints,
+        given: way.endpoints,
+        tls: way.tls,
         learned: Vec::new(),
         cluster: None,
         interval: paced,
@@ -72,6 +76,7 @@ pub fn start(endpoints: Vec<String>, interval: Millis) -> Handle {
 
 struct Follower {
     given: Vec<String>,
+    tls: ClientFiles,
     /// Addresses of all members, those that are up first.
     learned: Vec<String>,
     /// Id of the cluster that is followed.
@@ -130,7 +135,7 @@ impl Follower {
             match waiting.next() {
                 Some((position, endpoint)) => {
                     self.tell(Feed::Trying { endpoint: endpoint.clone(), position, total }).await;
-                    racing.push(ask(endpoint));
+                    racing.push(ask(endpoint, &self.tls));
                 }
                 None if racing.is_empty() => return stranger,
                 None => {}
@@ -231,8 +236,13 @@ impl Follower {
 
 /// Connects and asks for the cluster. A frozen process still takes connections, so only an answer
 /// counts.
-async fn ask(endpoint: String) -> Result<Found, (String, String)> {
-    let client = match Client::connect(std::slice::from_ref(&endpoint), ANSWER_MAX).await {
+async fn ask(endpoint: String, tls: &ClientFiles) -> Result<Found, (String, String)> {
+    let dial = match ClientTls::load(tls) {
+        Ok(tls) => Dial { tls, from: None },
+        Err(error) => return Err((endpoint, format!("is not connected to: {error}"))),
+    };
+    let at = std::slice::from_ref(&endpoint);
+    let client = match Client::connect_by(&dial, at, ANSWER_MAX).await {
         Ok(client) => client,
         Err(unreachable) => {
             let why = unreachable.tried.into_iter().map(|(_, why)| why).next().unwrap_or_default();
@@ -268,6 +278,7 @@ mod tests {
         };
         let mut follower = Follower {
             given: vec!["a:1".into(), "seed:9".into()],
+            tls: ClientFiles::default(),
             learned: Vec::new(),
             cluster: None,
             interval: watch::channel(1_000).1,

@@ -5,7 +5,7 @@ use clap::Parser;
 use crossterm::event::{Event as TerminalEvent, EventStream};
 use futures_util::StreamExt;
 use kvtop::app::{App, Effect};
-use kvtop::args::{Args, Output};
+use kvtop::args::{Args, Output, Way};
 use kvtop::event::Event;
 use kvtop::terminal::Screen;
 use kvtop::view::theme::Theme;
@@ -19,6 +19,7 @@ use tokio::time::MissedTickBehavior;
 /// Ages on screen are at most this far behind.
 const TICK: Duration = Duration::from_millis(500);
 
+const EXIT_USAGE: u8 = 2;
 const EXIT_UNREACHABLE: u8 = 6;
 const EXIT_NOT_OK: u8 = 11;
 
@@ -37,19 +38,26 @@ fn run(args: Args) -> Result<u8> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let theme = args.theme(|name| std::env::var(name).ok());
+    let way = match args.way(|name| std::env::var(name).ok()) {
+        Ok(way) => way,
+        Err(why) => {
+            eprintln!("kvtop: {why}");
+            return Ok(EXIT_USAGE);
+        }
+    };
     let code = if args.once || !stdout().is_terminal() {
-        runtime.block_on(print(args, theme))
+        runtime.block_on(print(args, way, theme))
     } else {
-        runtime.block_on(dashboard(args, theme))
+        runtime.block_on(dashboard(args, way, theme))
     };
     // A name that takes long to resolve must not delay the end.
     runtime.shutdown_background();
     code
 }
 
-async fn print(args: Args, theme: Theme) -> Result<u8> {
-    let mut app = App::new(&args.endpoint, args.interval, now());
-    let feed = feed::start(args.endpoint.clone(), args.interval);
+async fn print(args: Args, way: Way, theme: Theme) -> Result<u8> {
+    let mut app = App::new(&way.endpoints, args.interval, now());
+    let feed = feed::start(way, args.interval);
     app.show(args.view.screen());
     feed.want(app.wants());
     let app = match once::collect(app, feed, args.sampling, now).await {
@@ -76,13 +84,13 @@ async fn print(args: Args, theme: Theme) -> Result<u8> {
     Ok(if well && !app.stale() { 0 } else { EXIT_NOT_OK })
 }
 
-async fn dashboard(args: Args, theme: Theme) -> Result<u8> {
+async fn dashboard(args: Args, way: Way, theme: Theme) -> Result<u8> {
     let mut signals = Signals::new()?;
     let mut screen = Screen::take().context("take over the terminal")?;
-    let mut app = App::new(&args.endpoint, args.interval, now());
+    let mut app = App::new(&way.endpoints, args.interval, now());
     app.show(args.view.screen());
     screen.draw(|area, buf| view::render(&app, &theme, area, buf))?;
-    let mut feed = feed::start(args.endpoint.clone(), args.interval);
+    let mut feed = feed::start(way, args.interval);
     let mut keys = EventStream::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

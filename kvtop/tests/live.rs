@@ -5,6 +5,7 @@ mod fixture;
 mod server;
 
 use kvtop::app::{App, Effect, Link};
+use kvtop::args::Way;
 use kvtop::event::{Event, Feed};
 use kvtop::feed;
 use kvtop::keymap::Action;
@@ -26,7 +27,10 @@ struct Session {
 impl Session {
     fn start(endpoint: &str, interval: Millis) -> Self {
         let endpoints = vec![endpoint.to_owned()];
-        Self { app: App::new(&endpoints, interval, now()), feed: feed::start(endpoints, interval) }
+        Self {
+            app: App::new(&endpoints, interval, now()),
+            feed: feed::start(Way::clear(endpoints), interval),
+        }
     }
 
     /// Goes on until `done`, for ten seconds at most.
@@ -90,7 +94,7 @@ async fn a_node_that_takes_connections_but_never_answers_is_passed_over() {
     let (fakes, _scene) = cluster(&[]);
     let endpoints = vec![frozen.local_addr().expect("bound").to_string(), fakes[2].address.clone()];
     let app = App::new(&endpoints, 1_000, now());
-    let mut session = Session { app, feed: feed::start(endpoints, 1_000) };
+    let mut session = Session { app, feed: feed::start(Way::clear(endpoints), 1_000) };
     session.until("a sample", |app| app.samples > 0).await;
     assert_eq!(viewpoint(&session.app), "n3");
 }

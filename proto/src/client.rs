@@ -1,6 +1,7 @@
 //! Connects to any node of a cluster.
 
 use crate::MESSAGE_BYTES_MAX;
+use crate::dial::Dial;
 use crate::v1::{admin_client::AdminClient, kv_client::KvClient};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -23,17 +24,28 @@ pub struct Client {
 pub struct Unreachable {
     /// Endpoint and what went wrong there.
     pub tried: Vec<(String, String)>,
+    /// What secures the connections is at fault at each of them.
+    pub is_tls: bool,
 }
 
 impl Client {
     /// Connects to the first of `endpoints` (`host:port`) that answers. They are started 200 ms
     /// apart, so a dead one costs no more than that; each is given `timeout` to connect.
     pub async fn connect(endpoints: &[String], timeout: Duration) -> Result<Self, Unreachable> {
+        Self::connect_by(&Dial::default(), endpoints, timeout).await
+    }
+
+    /// The same by `dial`, which may secure it.
+    pub async fn connect_by(
+        dial: &Dial,
+        endpoints: &[String],
+        timeout: Duration,
+    ) -> Result<Self, Unreachable> {
         let mut racing = FuturesUnordered::new();
         for (position, endpoint) in endpoints.iter().enumerate() {
             racing.push(async move {
                 tokio::time::sleep(RACE_STEP * position as u32).await;
-                (position, dial(endpoint, timeout).await)
+                (position, dial.channel(endpoint, timeout, tuned).await)
             });
         }
         let mut failed = Vec::new();
@@ -45,9 +57,10 @@ impl Client {
                 Err(why) => failed.push((position, why)),
             }
         }
-        failed.sort_unstable();
-        let tried = failed.into_iter().map(|(at, why)| (endpoints[at].clone(), why)).collect();
-        Err(Unreachable { tried })
+        failed.sort_unstable_by_key(|(position, _)| *position);
+        let is_tls = !failed.is_empty() && failed.iter().all(|(_, refused)| refused.is_tls);
+        let tried = failed.into_iter().map(|(at, refused)| (endpoints[at].clone(), refused.why));
+        Err(Unreachable { tried: tried.collect(), is_tls })
     }
 
     /// Where this client is connected.
@@ -68,20 +81,11 @@ impl Client {
     }
 }
 
-async fn dial(endpoint: &str, timeout: Duration) -> Result<Channel, String> {
-    let uri = format!("http://{endpoint}");
-    let endpoint = Endpoint::from_shared(uri)
-        .map_err(|_| "is not host:port".to_owned())?
-        .connect_timeout(timeout)
-        .tcp_nodelay(true)
-        // Without a keepalive a half-open connection would hang until the request's deadline.
+fn tuned(endpoint: Endpoint) -> Endpoint {
+    // Without a keepalive a half-open connection would hang until the request's deadline.
+    endpoint
         .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5));
-    match tokio::time::timeout(timeout, endpoint.connect()).await {
-        Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(error)) => Err(root_cause(&error)),
-        Err(_) => Err(format!("did not answer within {} ms", timeout.as_millis())),
-    }
+        .keep_alive_timeout(Duration::from_secs(5))
 }
 
 /// The innermost error's text, without the system's number for it: "Connection refused" rather

@@ -78,7 +78,10 @@ pub fn grpc_code(code: ErrorCode) -> Code {
         | ErrorCode::ReplicaClosed
         | ErrorCode::RecordBad => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::DiskFull => Code::ResourceExhausted,
-        ErrorCode::Stranger | ErrorCode::Removed => Code::PermissionDenied,
+        ErrorCode::Stranger | ErrorCode::Removed | ErrorCode::NotPermitted => {
+            Code::PermissionDenied
+        }
+        ErrorCode::CertificateWanted => Code::Unauthenticated,
     }
 }
 

@@ -3,12 +3,17 @@
 //! - [`v1`] is generated from `kv.proto`, `admin.proto` and `replica.proto`.
 //! - [`token`] places a key on the ring.
 //! - [`client`] connects to any node of a cluster.
+//! - [`dial`] makes one connection to one node; [`tls`] what it is secured with.
 //! - [`error`] packs and unpacks the typed detail every failed call carries.
+//! - [`profile`] is how kvctl and kvtop are told where clusters are.
 //! - [`histogram`] says what the buckets of a latency histogram span.
 
 pub mod client;
+pub mod dial;
 pub mod error;
 pub mod histogram;
+pub mod profile;
+pub mod tls;
 pub mod token;
 
 /// Messages, clients and servers of package `kvd.v1`.

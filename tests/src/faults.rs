@@ -39,6 +39,24 @@ pub fn need(tool: &str) -> Option<()> {
     skip(&format!("{tool} is not installed"))
 }
 
+/// The Python that has these modules: that of `KVD_PYTHON`, else `python3`. If there is none, says so.
+///
+/// # Panics
+/// If it is missing under CI.
+pub fn need_module(modules: &[&str]) -> Option<String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let python = set("KVD_PYTHON").unwrap_or_else(|| "python3".to_owned());
+    let import = format!("import {}", modules.join(", "));
+    let tried = Command::new(&python).args(["-c", &import]).output();
+    if tried.is_ok_and(|tried| tried.status.success()) {
+        return Some(python);
+    }
+    let must = set("CI").is_some() && set("KVD_CI_NO_PYTHON").is_none();
+    let why = format!("{python} does not have {}", modules.join(" and "));
+    assert!(!must, "{why}, and CI has to: see the tools step of .ci/run");
+    skip(&why)
+}
+
 /// Says why a test does nothing. Past the test harness, which hides what a passing test prints.
 pub(crate) fn skip<T>(why: &str) -> Option<T> {
     let thread = std::thread::current();

@@ -6,7 +6,9 @@
 //! - [`faults`] breaks the disks, syncs, writes and clocks under them; [`ledger`] knows what they
 //!   must not lose by it.
 //! - [`measure`] is what the benchmarks share.
+//! - [`pki`] makes certificates, right ones and wrong ones.
 //! - [`net`] gives a cluster a network of its own, and cuts it.
+//! - [`wire`] lays siege to its ports.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
 
 pub mod check;
@@ -16,11 +18,13 @@ pub mod ledger;
 pub mod load;
 pub mod measure;
 pub mod net;
+pub mod pki;
 pub mod process;
 pub mod readme;
 pub mod rng;
 pub mod scenario;
 pub mod topology;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

@@ -9,6 +9,7 @@ use crate::process::Node;
 use crate::rng::Rng;
 use bytes::Bytes;
 use proto::client::Client;
+use proto::dial::Dial;
 use proto::error::detail;
 use proto::v1::{self, DeleteRequest, GetReply, GetRequest, PutRequest, WriteReply};
 use std::collections::BTreeMap;
@@ -58,6 +59,8 @@ pub struct Options {
     pub deadline: Duration,
     /// Tries of one operation, each through another node.
     pub tries: u32,
+    /// How clients connect.
+    pub dial: Dial,
 }
 
 impl Default for Options {
@@ -75,6 +78,7 @@ impl Default for Options {
             value_bytes: 100,
             deadline: Duration::from_secs(4),
             tries: 2,
+            dial: Dial::default(),
         }
     }
 }
@@ -341,7 +345,8 @@ impl Session {
             Some(client) => client.clone(),
             None => {
                 let address = [self.shared.nodes[node].1.clone()];
-                let connected = Client::connect(&address, patience).await;
+                let dial = &self.shared.options.dial;
+                let connected = Client::connect_by(dial, &address, patience).await;
                 let client = connected
                     .map_err(|error| Failed { why: error.to_string(), in_doubt: false })?;
                 self.clients.insert(node, client.clone());

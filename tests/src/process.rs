@@ -2,6 +2,8 @@
 
 use crate::{eventually, random_bytes};
 use proto::client::Client;
+use proto::dial::Dial;
+use proto::tls::{ClientFiles, ClientTls};
 use proto::v1::{ReadCopyReply, ReadCopyRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
@@ -52,6 +54,15 @@ impl Node {
             log: dir.join(format!("{name}.log")),
             child: None,
         }
+    }
+
+    /// Secures it by the certificate of its name in a directory.
+    pub fn secure(&mut self, certs: &Path) {
+        let own = client_files(certs, &self.name);
+        self.env.retain(|(name, _)| !name.starts_with("KVD_TLS_"));
+        let files = [("KVD_TLS_CA", own.ca), ("KVD_TLS_CERT", own.cert), ("KVD_TLS_KEY", own.key)];
+        let path = |file: Option<PathBuf>| file.expect("all three").display().to_string();
+        self.env.extend(files.map(|(name, file)| (name, path(file))));
     }
 
     /// Starts the process and waits until it answers.
@@ -152,6 +163,8 @@ impl Drop for Node {
 pub struct Cluster {
     /// The nodes, by position: `nodes[0]` is n1.
     pub nodes: Vec<Node>,
+    /// What its clients are secured with: nothing, unless it was made so.
+    pub files: ClientFiles,
     dir: Option<tempfile::TempDir>,
     runtime: tokio::runtime::Runtime,
 }
@@ -164,7 +177,17 @@ impl Cluster {
 
     /// The same, each node prepared before its first start.
     pub fn start_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
-        let cluster = Self::blank_with(count, prepare);
+        Self::blank_with(count, prepare).init()
+    }
+
+    /// The same, secured by certificates that `kvd certs dev` made.
+    pub fn secured_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
+        Self::secured_blank_with(count, prepare).init()
+    }
+
+    /// Makes it a cluster.
+    pub fn init(self) -> Self {
+        let cluster = self;
         let members: Vec<String> =
             cluster.nodes.iter().map(|node| format!("{}={}", node.name, node.address)).collect();
         let init = cluster.kvctl(&["cluster", "init", "--name", "test", "--yes"]);
@@ -181,12 +204,33 @@ impl Cluster {
     /// The same, each node prepared before its first start.
     pub fn blank_with(count: usize, prepare: impl FnMut(&mut Node)) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        Self::blank_in(dir, ClientFiles::default(), count, prepare)
+    }
+
+    /// The same, secured by certificates that `kvd certs dev` made.
+    pub fn secured_blank_with(count: usize, mut prepare: impl FnMut(&mut Node)) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let certs = dir.path().join("certs");
+        make_certs(&certs, count, &["admin"]);
+        let files = client_files(&certs, "admin");
+        Self::blank_in(dir, files, count, |node| {
+            node.secure(&certs);
+            prepare(node);
+        })
+    }
+
+    fn blank_in(
+        dir: tempfile::TempDir,
+        files: ClientFiles,
+        count: usize,
+        prepare: impl FnMut(&mut Node),
+    ) -> Self {
         let mut nodes: Vec<Node> =
             (1..=count).map(|i| Node::new(dir.path(), &format!("n{i}"))).collect();
         nodes.iter_mut().for_each(prepare);
         nodes.iter_mut().for_each(Node::start);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        Self { nodes, dir: Some(dir), runtime: runtime.expect("a runtime") }
+        Self { nodes, files, dir: Some(dir), runtime: runtime.expect("a runtime") }
     }
 
     /// The cluster's directory.
@@ -197,17 +241,22 @@ impl Cluster {
     /// `kvctl ARGS`, set to reach the cluster through n1, then the others.
     pub fn kvctl(&self, args: &[&str]) -> Kvctl {
         let all: Vec<&str> = self.nodes.iter().map(|node| node.address.as_str()).collect();
-        Kvctl::new(self.dir(), &all.join(","), args)
+        Kvctl::new(self.dir(), &all.join(","), args).secured_by(&self.files)
     }
 
     /// `kvctl ARGS`, set to reach only node `position`.
     pub fn kvctl_via(&self, position: usize, args: &[&str]) -> Kvctl {
-        Kvctl::new(self.dir(), &self.nodes[position].address, args)
+        Kvctl::new(self.dir(), &self.nodes[position].address, args).secured_by(&self.files)
     }
 
     /// Runs async code of a test.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
+    }
+
+    /// How its clients connect.
+    pub fn dial(&self) -> Dial {
+        Dial { tls: ClientTls::load(&self.files).expect("the files of clients"), from: None }
     }
 
     /// A client of node `position`.
@@ -218,7 +267,8 @@ impl Cluster {
     /// A client of node `position`, if it answers.
     pub fn try_client(&self, position: usize) -> Option<Client> {
         let address = [self.nodes[position].address.clone()];
-        self.block_on(Client::connect(&address, Duration::from_secs(5))).ok()
+        let dial = self.dial();
+        self.block_on(Client::connect_by(&dial, &address, Duration::from_secs(5))).ok()
     }
 
     /// Waits until node `position` sees exactly these nodes up.
@@ -284,6 +334,18 @@ impl Kvctl {
         Self { command, stdin: Vec::new() }
     }
 
+    /// Shows these certificates.
+    pub fn secured_by(mut self, files: &ClientFiles) -> Self {
+        for (name, file) in [("CA", &files.ca), ("CERT", &files.cert), ("KEY", &files.key)] {
+            let name = format!("KVCTL_TLS_{name}");
+            match file {
+                Some(file) => self.command.env(name, file),
+                None => self.command.env_remove(name),
+            };
+        }
+        self
+    }
+
     /// More arguments.
     pub fn args_of(mut self, args: &[String]) -> Self {
         self.command.args(args);
@@ -323,6 +385,25 @@ pub fn ok(kvctl: Kvctl) -> Vec<u8> {
 /// Bytes as text.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Has `kvd certs dev` make certificates: of the nodes `n1` on, and of clients.
+pub fn make_certs(dir: &Path, nodes: usize, clients: &[&str]) {
+    let mut command = Command::new(binary("kvd"));
+    command.args(["certs", "dev", "--out"]).arg(dir);
+    command.args((1..=nodes).map(|number| format!("--node=n{number}")));
+    command.args(clients.iter().map(|client| format!("--client={client}")));
+    let made = command.output().expect("kvd starts");
+    assert!(made.status.success(), "{}", text(&made.stderr));
+}
+
+/// Where those of `name` are.
+pub fn client_files(dir: &Path, name: &str) -> ClientFiles {
+    ClientFiles {
+        ca: Some(dir.join("ca.pem")),
+        cert: Some(dir.join(format!("{name}.pem"))),
+        key: Some(dir.join(format!("{name}-key.pem"))),
+    }
 }
 
 /// A loopback address nobody listens on now. Below the range that outgoing connections use, so

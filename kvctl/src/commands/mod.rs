@@ -1,5 +1,6 @@
 //! The commands, a file for each noun.
 
+mod certs;
 pub(crate) mod check;
 mod cluster;
 mod compact;
@@ -37,7 +38,7 @@ mod version;
 mod wait;
 
 use crate::cli::{
-    Cluster, Command, Compact, Gc, Hints, Keyspaces, Nodes, Quorum, Repair, Ring, Scrub,
+    Certs, Cluster, Command, Compact, Gc, Hints, Keyspaces, Nodes, Quorum, Repair, Ring, Scrub,
 };
 use crate::config::{Settings, TIMEOUT};
 use crate::connection::Connection;
@@ -108,6 +109,8 @@ async fn dispatch(
         }
         Command::Gc(Gc::Run { node }) => gc::run(settings, connection, node).await,
         Command::Gc(Gc::Status { node }) => gc::status(settings, connection, node).await,
+        Command::Certs(Certs::List { node }) => certs::list(settings, connection, node).await,
+        Command::Certs(Certs::Reload { node }) => certs::reload(settings, connection, node).await,
         Command::Compact(Compact::Start { node }) => {
             compact::start(settings, connection, node).await
         }

@@ -390,6 +390,15 @@ impl Admin for Fake {
         Err(Status::unimplemented("not needed here"))
     }
 
+    async fn certs(&self, request: Request<CertsRequest>) -> Result<Response<CertsReply>, Status> {
+        let error = match request.get_ref().reload {
+            true => "n1.pem cannot be read".into(),
+            false => String::new(),
+        };
+        let view = CertsView { node: "n1".into(), error, ..Default::default() };
+        Ok(Response::new(CertsReply { nodes: vec![view] }))
+    }
+
     async fn compact(&self, _: Request<CompactRequest>) -> Result<Response<CompactReply>, Status> {
         Err(Status::unimplemented("not needed here"))
     }

@@ -4,9 +4,10 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::lane::Lane;
 use crate::cluster::{
-    Node, compact, coordinator, deadline, gc, handoff, membership, ops, partitions, plans, repair,
-    safety, scrub, value, view,
+    Node, certs, compact, coordinator, deadline, gc, handoff, membership, ops, partitions, plans,
+    repair, safety, scrub, value, view,
 };
+use crate::door::access::{self, Right};
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
@@ -15,12 +16,13 @@ use futures_util::Stream;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
-    ApplyPlanRequest, ClusterView, CompactReply, CompactRequest, Copy, CreateKeyspaceRequest,
-    DrainReply, DrainRequest, GcReply, GcRequest, GetClusterRequest, GetLayoutRequest,
-    GetPartitionsRequest, GetSafetyRequest, HintsReply, HintsRequest, InitClusterRequest, Keyspace,
-    LayoutView, LocateReply, LocateRequest, LocatedNode, MakePlanRequest, Op, OpsReply, OpsRequest,
-    PartitionsReply, Plan, ReadCopyReply, ReadCopyRequest, RepairReply, RepairRequest, SafetyReply,
-    ScrubReply, ScrubRequest, WatchClusterRequest,
+    ApplyPlanRequest, CertsReply, CertsRequest, ClusterView, CompactReply, CompactRequest, Copy,
+    CreateKeyspaceRequest, DrainReply, DrainRequest, GcReply, GcRequest, GetClusterRequest,
+    GetLayoutRequest, GetPartitionsRequest, GetSafetyRequest, HintAction, HintsReply, HintsRequest,
+    InitClusterRequest, Keyspace, LayoutView, LocateReply, LocateRequest, LocatedNode,
+    MakePlanRequest, Op, OpsAction, OpsReply, OpsRequest, PartitionsReply, Plan, ReadCopyReply,
+    ReadCopyRequest, RepairReply, RepairRequest, SafetyReply, ScrubReply, ScrubRequest,
+    WatchClusterRequest,
 };
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
@@ -36,20 +38,76 @@ pub struct AdminService {
     pub node: Arc<Node>,
 }
 
+impl AdminService {
+    /// What changes something is for admins, and goes into the audit log, refused or not. `on` is what
+    /// it is about, `made` what came of it.
+    async fn act<T, R, F>(
+        &self,
+        request: Request<T>,
+        what: &str,
+        on: String,
+        act: impl FnOnce(Arc<Node>, T) -> F + Send,
+        made: impl FnOnce(&R) -> String + Send,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<R, Failure>> + Send,
+    {
+        let session = access::session(&request).cloned();
+        let outcome = match access::check_admin(&self.node, &request) {
+            Ok(()) => respond(act(Arc::clone(&self.node), request.into_inner()).await),
+            Err(refused) => Err(refused),
+        };
+        let on = match &outcome {
+            Ok(reply) => format!("{on} {}", made(reply.get_ref())),
+            Err(_) => on,
+        };
+        let heard = outcome.as_ref().map(|_| ());
+        // It waits for a disk.
+        tokio::task::block_in_place(|| {
+            self.node.audit.add(session.as_deref(), what, on.trim(), heard);
+        });
+        outcome
+    }
+
+    /// The same of what is looked at, or changed if `acts`.
+    async fn act_if<T, R, F>(
+        &self,
+        acts: bool,
+        request: Request<T>,
+        (what, on): (&str, String),
+        act: impl FnOnce(Arc<Node>, T) -> F + Send,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<R, Failure>> + Send,
+    {
+        if acts {
+            return self.act(request, what, on, act, |_| String::new()).await;
+        }
+        access::check_known(&self.node, &request)?;
+        respond(act(Arc::clone(&self.node), request.into_inner()).await)
+    }
+}
+
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn init_cluster(
         &self,
         request: Request<InitClusterRequest>,
     ) -> Result<Response<ClusterView>, Status> {
-        let outcome = membership::init(&self.node, request.into_inner()).await;
-        respond(outcome.map(|()| view::cluster_view(&self.node, 0)))
+        let name = request.get_ref().name.clone();
+        let init = async |node: &Arc<Node>, asked| {
+            membership::init(node, asked).await?;
+            Ok(view::cluster_view(node, 0))
+        };
+        let act = |node: Arc<Node>, asked| async move { init(&node, asked).await };
+        self.act(request, "init cluster", name, act, |_| String::new()).await
     }
 
     async fn get_cluster(
         &self,
         request: Request<GetClusterRequest>,
     ) -> Result<Response<ClusterView>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(Ok(view::cluster_view(&self.node, request.into_inner().events_since)))
     }
 
@@ -59,6 +117,7 @@ impl Admin for AdminService {
         &self,
         request: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
+        access::check_known(&self.node, &request)?;
         let request = request.into_inner();
         let interval = match request.interval_ms {
             0 => 1000,
@@ -78,8 +137,9 @@ impl Admin for AdminService {
 
     async fn get_layout(
         &self,
-        _: Request<GetLayoutRequest>,
+        request: Request<GetLayoutRequest>,
     ) -> Result<Response<LayoutView>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(self.node.cluster().map(|cluster| view::layout_view(&cluster)))
     }
 
@@ -87,6 +147,7 @@ impl Admin for AdminService {
         &self,
         request: Request<LocateRequest>,
     ) -> Result<Response<LocateReply>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(locate(&self.node, request.into_inner()))
     }
 
@@ -94,34 +155,57 @@ impl Admin for AdminService {
         &self,
         request: Request<CreateKeyspaceRequest>,
     ) -> Result<Response<Keyspace>, Status> {
-        let asked = request.into_inner().keyspace.unwrap_or_default();
-        let created = membership::create_keyspace(&self.node, asked).await;
-        respond(created.map(|keyspace| view::wire_keyspace(&keyspace)))
+        let name = request.get_ref().keyspace.as_ref().map_or(String::new(), |it| it.name.clone());
+        let act = |node: Arc<Node>, asked: CreateKeyspaceRequest| async move {
+            let asked = asked.keyspace.unwrap_or_default();
+            let created = membership::create_keyspace(&node, asked).await;
+            created.map(|keyspace| view::wire_keyspace(&keyspace))
+        };
+        self.act(request, "create keyspace", name, act, |_| String::new()).await
     }
 
     async fn scrub(&self, request: Request<ScrubRequest>) -> Result<Response<ScrubReply>, Status> {
-        respond(scrub::everywhere(&self.node, request.into_inner()).await)
+        let (acts, on) = (request.get_ref().start, request.get_ref().node.clone());
+        let act = |node: Arc<Node>, asked| async move { scrub::everywhere(&node, asked).await };
+        self.act_if(acts, request, ("scrub", on), act).await
     }
 
     async fn hints(&self, request: Request<HintsRequest>) -> Result<Response<HintsReply>, Status> {
-        respond(handoff::everywhere(&self.node, request.into_inner()).await)
+        let asked = request.get_ref();
+        let acts = !matches!(asked.action(), HintAction::Unspecified | HintAction::List);
+        let what =
+            asked.action().as_str_name().to_ascii_lowercase().replace("hint_action_", "hints ");
+        let on = format!("{} {}", asked.node, asked.target);
+        let act = |node: Arc<Node>, asked| async move { handoff::everywhere(&node, asked).await };
+        self.act_if(acts, request, (&what, on), act).await
     }
 
     async fn gc(&self, request: Request<GcRequest>) -> Result<Response<GcReply>, Status> {
-        respond(gc::everywhere(&self.node, request.into_inner()).await)
+        let acts = request.get_ref().run;
+        let act = |node: Arc<Node>, asked| async move { gc::everywhere(&node, asked).await };
+        self.act_if(acts, request, ("gc", String::new()), act).await
     }
 
     async fn compact(
         &self,
         request: Request<CompactRequest>,
     ) -> Result<Response<CompactReply>, Status> {
-        respond(compact::everywhere(&self.node, request.into_inner()).await)
+        let (acts, on) = (request.get_ref().start, request.get_ref().node.clone());
+        let act = |node: Arc<Node>, asked| async move { compact::everywhere(&node, asked).await };
+        self.act_if(acts, request, ("compact", on), act).await
+    }
+
+    async fn certs(&self, request: Request<CertsRequest>) -> Result<Response<CertsReply>, Status> {
+        let (acts, on) = (request.get_ref().reload, request.get_ref().node.clone());
+        let act = |node: Arc<Node>, asked| async move { certs::everywhere(&node, asked).await };
+        self.act_if(acts, request, ("reload certs", on), act).await
     }
 
     async fn get_partitions(
         &self,
         request: Request<GetPartitionsRequest>,
     ) -> Result<Response<PartitionsReply>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(partitions::everywhere(&self.node, request.into_inner()).await)
     }
 
@@ -129,29 +213,46 @@ impl Admin for AdminService {
         &self,
         request: Request<RepairRequest>,
     ) -> Result<Response<RepairReply>, Status> {
-        respond(repair::everywhere(&self.node, request.into_inner()).await)
+        let (acts, on) = (request.get_ref().start, request.get_ref().node.clone());
+        let act = |node: Arc<Node>, asked| async move { repair::everywhere(&node, asked).await };
+        self.act_if(acts, request, ("repair", on), act).await
     }
 
     async fn make_plan(&self, request: Request<MakePlanRequest>) -> Result<Response<Plan>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(plans::make(&self.node, request.into_inner()).await)
     }
 
     async fn apply_plan(&self, request: Request<ApplyPlanRequest>) -> Result<Response<Op>, Status> {
-        respond(plans::apply(&self.node, request.into_inner()).await)
+        let asked = request.get_ref();
+        let digest: String = asked.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let on = format!("plan {digest} {} by {}", asked.op_id, asked.by);
+        let act = |node: Arc<Node>, asked| async move { plans::apply(&node, asked).await };
+        let made = |op: &Op| format!("{}: {}", op.id, op.lines.join("; "));
+        self.act(request, "apply plan", on, act, made).await
     }
 
     async fn ops(&self, request: Request<OpsRequest>) -> Result<Response<OpsReply>, Status> {
-        respond(ops::handle(&self.node, request.into_inner()).await)
+        let asked = request.get_ref();
+        let acts = !matches!(asked.action(), OpsAction::Unspecified | OpsAction::List);
+        let what = asked.action().as_str_name().to_ascii_lowercase().replace("ops_action_", "ops ");
+        let on = asked.op.clone();
+        let act = |node: Arc<Node>, asked| async move { ops::handle(&node, asked).await };
+        self.act_if(acts, request, (&what, on), act).await
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
-        respond(safety::drain(&self.node, request.into_inner()).await)
+        let what = if request.get_ref().on { "drain" } else { "undrain" };
+        let on = request.get_ref().node.clone();
+        let act = |node: Arc<Node>, asked| async move { safety::drain(&node, asked).await };
+        self.act(request, what, on, act, |_| String::new()).await
     }
 
     async fn get_safety(
         &self,
         request: Request<GetSafetyRequest>,
     ) -> Result<Response<SafetyReply>, Status> {
+        access::check_known(&self.node, &request)?;
         respond(safety::everything(&self.node, &request.into_inner()))
     }
 
@@ -159,6 +260,7 @@ impl Admin for AdminService {
         &self,
         request: Request<ReadCopyRequest>,
     ) -> Result<Response<ReadCopyReply>, Status> {
+        access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
         respond(read_copy(&self.node, request.into_inner()).await)
     }
 }

@@ -4,8 +4,8 @@ use super::respond;
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::peers::version;
 use crate::cluster::{
-    Cluster, Node, compact, coordinator, detector, documents, gc, handoff, membership, moves,
-    partitions, put, repair, safety, scan, scrub, tree, witness,
+    Cluster, Node, certs, compact, coordinator, detector, documents, gc, handoff, membership,
+    moves, partitions, put, repair, safety, scan, scrub, tree, witness,
 };
 use crate::dynamo::history::Coverage;
 use crate::dynamo::node::Uid;
@@ -285,6 +285,10 @@ impl Served {
             }
             Some(call::Body::Moves(_)) => {
                 self.answer(id, Ok(answer::Body::Moves(moves::here(&node)))).await;
+            }
+            Some(call::Body::Certs(ask)) => {
+                let view = tokio::task::block_in_place(|| certs::here(&node, ask)); // it reads files
+                self.answer(id, Ok(answer::Body::Certs(view))).await;
             }
             Some(call::Body::Drain(ask)) => {
                 self.answer(id, Ok(answer::Body::Drain(safety::drain_here(&node, ask)))).await;

@@ -260,15 +260,32 @@ pub fn wire_dot(dot: Dot) -> v1::Dot {
     v1::Dot { actor: dot.actor.0, counter: dot.counter.0 }
 }
 
+/// A place among the requests under way.
+pub struct Admitted<'a> {
+    node: &'a Node,
+    _place: tokio::sync::SemaphorePermit<'a>,
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.node.answered.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A place among the requests under way, or the refusal of one too many.
-pub fn admit(node: &Node) -> Result<tokio::sync::SemaphorePermit<'_>, Failure> {
+pub fn admit(node: &Node) -> Result<Admitted<'_>, Failure> {
     if node.draining.load(Ordering::Relaxed) {
         return Err(errors::draining());
     }
     if node.drained.load(Ordering::Relaxed) {
         return Err(errors::drained());
     }
-    node.requests.try_acquire().map_err(|_| errors::overloaded("too many requests are under way"))
+    let overloaded = || errors::overloaded("more requests are under way than it answers in time");
+    if node.requests_under_way() as usize >= node.admitted.load(Ordering::Relaxed) {
+        return Err(overloaded());
+    }
+    let place = node.requests.try_acquire().map_err(|_| overloaded())?;
+    Ok(Admitted { node, _place: place })
 }
 
 pub fn count_failure(node: &Node, failure: &v1::ErrorDetail) {

@@ -342,6 +342,31 @@ pub fn stranger(why: impl Into<String>) -> Failure {
     not_applied(failure(ErrorCode::Stranger, "refused as a stranger", why))
 }
 
+/// Who speaks as a node shows no node's certificate.
+pub fn no_node(who: &str) -> Failure {
+    stranger(format!("{who} shows no node's certificate: it has no name {}", proto::tls::NODE_NAME))
+}
+
+/// Nobody is known without a certificate.
+pub fn certificate_wanted() -> Failure {
+    let why = "this cluster knows its clients by their certificates, and none was shown";
+    let mut wanted = failure(ErrorCode::CertificateWanted, "not permitted", why);
+    wanted.advice = "a client certificate: --tls-cert FILE --tls-key FILE".into();
+    not_applied(wanted)
+}
+
+/// What the bearer of a certificate may not do.
+pub fn not_permitted(name: &str, right: &str, keyspace: Option<&str>) -> Failure {
+    let why = match keyspace {
+        Some(keyspace) => format!("{name} has no right to {right} in keyspace {keyspace}"),
+        None if right == "admin" => format!("{name} is no admin"),
+        None => format!("{name} is not in the access file of this node"),
+    };
+    let mut refused = failure(ErrorCode::NotPermitted, "not permitted", why);
+    refused.advice = "the certificate of somebody who may; or the right in the nodes' access file, then kvctl certs reload".into();
+    not_applied(refused)
+}
+
 /// No such node.
 pub fn node_unknown(name: &str) -> Failure {
     failure(ErrorCode::NodeUnknown, format!("there is no node {name:?}"), "it is not in the layout")

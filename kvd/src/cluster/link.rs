@@ -38,6 +38,13 @@ pub const SUSPECT_AFTER: Duration = Duration::from_millis(500);
 /// for bulk if a call on it had no answer by its deadline: nothing is due there but answers.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
 
+/// A link that has lived long enough and could not be followed by another yet goes on for so long
+/// before the next try.
+const SUCCESSOR_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What was sent on a link that was followed by another has so long to be answered there.
+const FINISH_MAX: Duration = Duration::from_secs(20);
+
 /// The id of every beat: one is under way at a time, and nobody waits for it.
 const BEAT_ID: u64 = 0;
 
@@ -74,22 +81,31 @@ impl Signs {
     }
 }
 
+/// How a link came to its end.
+pub enum End {
+    /// It broke, for this reason. Whether the peer ever said anything on it.
+    Broke(String, bool),
+    /// It has lived long enough: calls go by this one from now on, and what was sent is still answered
+    /// on the old.
+    Succeeded(Box<Connection>),
+}
+
 /// One connection's life.
-pub struct Link<'a> {
-    node: &'a Arc<Node>,
-    peer: &'a Arc<Peer>,
+pub struct Link {
+    node: Arc<Node>,
+    peer: Arc<Peer>,
     lane: Lane,
     sent: Sent,
     signs: Mutex<Signs>,
     beat_wanted: Notify,
 }
 
-impl<'a> Link<'a> {
+impl Link {
     /// A link to `peer` for the calls of a lane.
-    pub fn new(node: &'a Arc<Node>, peer: &'a Arc<Peer>, lane: Lane) -> Self {
+    pub fn new(node: &Arc<Node>, peer: &Arc<Peer>, lane: Lane) -> Self {
         Self {
-            node,
-            peer,
+            node: Arc::clone(node),
+            peer: Arc::clone(peer),
             lane,
             sent: Sent::new(lane, BEAT_ID + 1),
             signs: Mutex::new(Signs::new(clock::now())),
@@ -97,30 +113,75 @@ impl<'a> Link<'a> {
         }
     }
 
-    /// Sends, receives and watches until the link breaks; returns why, and whether the peer ever
-    /// said anything on it.
+    /// Sends, receives and watches until the link breaks, or another takes its place.
     ///
     /// Side by side: were reading to wait for writing, two nodes could each wait for the other to
     /// take its answers; were watching to wait for writing, a peer that stops reading would never
     /// be noticed.
-    pub async fn drive(self, connection: Connection, waiting: &mut Waiting) -> (String, bool) {
-        let Connection { requests, replies } = connection;
+    pub async fn drive(self, connection: Connection, waiting: &mut Waiting) -> End {
+        let Connection { requests, mut replies } = connection;
         let why = tokio::select! {
-            why = self.read(replies) => why,
+            why = self.read(&mut replies) => why,
             why = self.write(&requests, waiting) => why,
             why = self.watch() => why,
+            next = self.successor() => {
+                let node = Arc::clone(&self.node);
+                node.spawn(self.finish(requests, replies));
+                return End::Succeeded(Box::new(next));
+            }
         };
         self.sent.lose(&why);
         let ever_heard = lock(&self.signs).ever_heard;
-        (why, ever_heard)
+        End::Broke(why, ever_heard)
     }
 
-    async fn read(&self, mut replies: Streaming<LinkReply>) -> String {
+    /// Another connection to the peer, once this one has lived long enough, or certificates are in
+    /// force that it was not made with.
+    async fn successor(&self) -> Connection {
+        let security = &self.node.security;
+        let Some(tls) = &security.tls else { return std::future::pending().await };
+        let mut reloads = tls.reloads();
+        tokio::select! {
+            () = tokio::time::sleep(security.link_age) => {}
+            Ok(()) = reloads.changed() => {}
+        }
+        loop {
+            match connect(&self.node, &self.peer.address).await {
+                Ok(next) => return next,
+                Err(refused) => {
+                    let why = refused.why;
+                    tracing::debug!(why, "no new link to {} yet", self.peer.name(&self.node));
+                }
+            }
+            tokio::time::sleep(SUCCESSOR_AGAIN_AFTER).await;
+        }
+    }
+
+    /// Hears the answers to what was sent. `requests` stays open meanwhile, or the peer would take
+    /// this side for gone.
+    async fn finish(self, requests: mpsc::Sender<LinkRequest>, mut replies: Streaming<LinkReply>) {
+        let answered = async {
+            let mut look = tokio::time::interval(LOOK_EVERY);
+            while self.sent.look().oldest.is_some() {
+                look.tick().await;
+            }
+            "succeeded by another link".to_owned()
+        };
+        let why = tokio::select! {
+            why = self.read(&mut replies) => why,
+            why = answered => why,
+            () = tokio::time::sleep(FINISH_MAX) => "its link was too old".to_owned(),
+        };
+        self.sent.lose(&why);
+        drop(requests);
+    }
+
+    async fn read(&self, replies: &mut Streaming<LinkReply>) -> String {
         loop {
             match replies.message().await {
                 Ok(Some(reply)) => {
                     let stamp = reply.stamp.unwrap_or_default();
-                    if let Err(why) = check_stamp(self.node, self.peer, &stamp) {
+                    if let Err(why) = check_stamp(&self.node, &self.peer, &stamp) {
                         return why;
                     }
                     if self.lane == Lane::Requests
@@ -158,17 +219,17 @@ impl<'a> Link<'a> {
     /// Heeds what the peer says of this node's starts.
     async fn hear(&self, stamp: &Stamp) -> Result<(), String> {
         if stamp.forgot_starts > 0 {
-            let who = self.peer.name(self.node);
-            witness::forgot(self.node, &who, stamp.forgot_starts).await;
+            let who = self.peer.name(&self.node);
+            witness::forgot(&self.node, &who, stamp.forgot_starts).await;
             return Err("has seen later starts of this node".into());
         }
         if stamp.forgot_data {
-            let who = self.peer.name(self.node);
-            witness::forgot_data(self.node, &who).await;
+            let who = self.peer.name(&self.node);
+            witness::forgot_data(&self.node, &who).await;
             return Err("was told of more than this node holds".into());
         }
         if !self.peer.confirmed.swap(true, Ordering::AcqRel) {
-            witness::confirmed(self.node);
+            witness::confirmed(&self.node);
         }
         Ok(())
     }
@@ -198,7 +259,7 @@ impl<'a> Link<'a> {
     }
 
     fn beat(&self) -> Call {
-        let beat = Beat { stats: Some(node_stats(self.node)), version: version() };
+        let beat = Beat { stats: Some(node_stats(&self.node)), version: version() };
         let mut signs = lock(&self.signs);
         signs.last_beat = Some(clock::now());
         signs.beat_pending.get_or_insert_with(clock::now);
@@ -208,7 +269,7 @@ impl<'a> Link<'a> {
 
     async fn send(&self, requests: &mpsc::Sender<LinkRequest>, calls: Vec<Call>) -> bool {
         let Ok(cluster) = self.node.cluster() else { return false };
-        let stamp = Some(cluster.stamp(self.node, self.peer.uid));
+        let stamp = Some(cluster.stamp(&self.node, self.peer.uid));
         lock(&self.signs).sending = Some(clock::now());
         let sent = requests
             .send(LinkRequest { stamp, calls, bulk: self.lane == Lane::Bulk })
@@ -278,7 +339,7 @@ impl<'a> Link<'a> {
         };
         let differs = theirs != cluster.digest;
         if differs && !self.peer.exchanging.swap(true, Ordering::Relaxed) {
-            let (node, peer) = (Arc::clone(self.node), Arc::clone(self.peer));
+            let (node, peer) = (Arc::clone(&self.node), Arc::clone(&self.peer));
             self.node.spawn(async move {
                 membership::exchange_layouts(&node, &peer).await;
                 peer.exchanging.store(false, Ordering::Relaxed);
@@ -330,14 +391,14 @@ impl From<String> for Unconnected {
 /// Connects to a peer.
 pub async fn connect(node: &Node, address: &str) -> Result<Connection, Unconnected> {
     let connecting = async {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|_| format!("{address} is not HOST:PORT"))?
-            .local_address(node.outgoing_to(address))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(4 * 1024 * 1024)
-            .initial_connection_window_size(8 * 1024 * 1024);
-        let channel = endpoint.connect().await.map_err(|error| plain(&root_cause(&error)))?;
+        let dial = node.dial(address);
+        let windows = |endpoint: Endpoint| {
+            endpoint
+                .initial_stream_window_size(4 * 1024 * 1024)
+                .initial_connection_window_size(8 * 1024 * 1024)
+        };
+        let channel = dial.channel(address, CONNECT_TIMEOUT, windows).await;
+        let channel = channel.map_err(|refused| plain(&refused.why))?;
         let (requests, outgoing) = mpsc::channel(4);
         let mut client = ReplicaClient::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -369,12 +430,16 @@ fn status_text(status: &tonic::Status) -> String {
 
 /// The many words of a transport for a peer that went away are "connection lost".
 fn plain(text: &str) -> String {
-    let text = text.to_ascii_lowercase();
-    if text.contains("deadline has elapsed") {
-        return format!("did not answer within {} s", CONNECT_TIMEOUT.as_secs());
-    }
+    let lower = text.to_ascii_lowercase();
     let gone = ["broken pipe", "connection reset", "stream closed", "connection error"];
-    if gone.iter().any(|part| text.contains(part)) { "connection lost".to_owned() } else { text }
+    if gone.iter().any(|part| lower.contains(part)) {
+        return "connection lost".to_owned();
+    }
+    let mut text = text.to_owned();
+    if let Some(first) = text.get_mut(..1) {
+        first.make_ascii_lowercase(); // it follows a name
+    }
+    text
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -16,7 +16,6 @@ use crate::dynamo::layout::{Keyspace, Layout, LayoutError, Member, Mode};
 use crate::dynamo::node::{ClusterId, LayoutId, Uid};
 use crate::dynamo::value::Codec;
 use crate::storage::StoreError;
-use proto::client::root_cause;
 use proto::v1::replica_client::ReplicaClient;
 use proto::v1::{
     AdoptRequest, IdentifyReply, IdentifyRequest, InitClusterRequest, LayoutAnswer, LayoutCall,
@@ -25,7 +24,7 @@ use proto::v1::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// A blank node is asked, and given its cluster, within so long.
 const INVITE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -231,12 +230,9 @@ fn default_keyspace(
 }
 
 async fn replica_client(node: &Node, address: &str) -> Result<ReplicaClient<Channel>, String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|_| "is not HOST:PORT".to_owned())?
-        .local_address(node.outgoing_to(address))
-        .connect_timeout(INVITE_TIMEOUT)
-        .timeout(INVITE_TIMEOUT);
-    let channel = endpoint.connect().await.map_err(|error| root_cause(&error))?;
+    let dial = node.dial(address);
+    let channel = dial.channel(address, INVITE_TIMEOUT, |it| it.timeout(INVITE_TIMEOUT)).await;
+    let channel = channel.map_err(|refused| refused.why)?;
     Ok(ReplicaClient::new(channel))
 }
 

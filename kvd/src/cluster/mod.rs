@@ -23,17 +23,20 @@
 //! | `tree` | this node's side of a comparison: sums, digests, fresh checkpoints |
 //! | `witness` | what peers remember of each other's starts |
 //! | `compact` | has the store give back what is free in its files |
+//! | `certs` | which certificates are in force, and reading them again |
 //! | `survey` | asking the same of every member |
 //! | `membership` | making a cluster, adopting one, exchanging layouts, keyspaces |
 //! | `documents` | what is known of the layouts, as it is stored and told |
 //! | `moves` | brings copies where the newest layout wants them |
 //! | `plans` | what changes would do, and doing it |
 //! | `ops` | how that is going |
+//! | `overload` | how many requests this node works on at once |
 //! | `safety` | which node may be stopped, what other quorums would mean |
 //! | `view` | the cluster as this node sees it |
 //! | `errors` | every error a client can see |
 
 pub mod address;
+pub mod certs;
 pub mod compact;
 pub mod coordinator;
 pub mod detector;
@@ -48,6 +51,7 @@ pub mod link;
 pub mod membership;
 pub mod moves;
 pub mod ops;
+pub mod overload;
 pub mod partitions;
 pub mod peers;
 pub mod plans;
@@ -65,6 +69,9 @@ pub mod vote;
 pub mod witness;
 
 use crate::clock;
+use crate::door::access::Access;
+use crate::door::audit::Audit;
+use crate::dynamo::admission;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::history::History;
 use crate::dynamo::layout::Layout;
@@ -76,16 +83,18 @@ use crate::telemetry::{Events, Stats};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use errors::Failure;
 use peers::Peer;
+use proto::dial::Dial;
 use proto::v1::Stamp;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// Client requests this node works on at once. One more is refused as overload.
+/// Client requests this node works on at once, at most. One more is refused as overload; so it is
+/// before, where it would wait for too long.
 const REQUESTS_MAX: usize = 4096;
 
 /// With so many under way the node is busy, and what it does in the background lets them go first.
@@ -110,6 +119,12 @@ pub struct Node {
     pub address: String,
     /// The address its connections to others come from; none: whichever the system takes.
     outgoing: Option<IpAddr>,
+    /// What secures its connections.
+    pub security: certs::Security,
+    /// Which client may do what.
+    pub access: ArcSwap<Access>,
+    /// What operators did here.
+    pub audit: Audit,
     /// Its records.
     pub store: Store,
     /// What it counts.
@@ -134,6 +149,10 @@ pub struct Node {
     pub tree: tree::Tree,
     /// Client requests under way.
     pub requests: Semaphore,
+    /// How many of them it takes now: see [`overload`].
+    pub admitted: AtomicUsize,
+    /// How many it has seen through.
+    pub answered: AtomicU64,
     /// When it started, Unix milliseconds.
     pub started_at_ms: u64,
     /// The same, for reckoning.
@@ -179,8 +198,13 @@ impl Node {
         address: String,
         outgoing: Option<IpAddr>,
         store: Store,
+        security: certs::Security,
+        access: Access,
     ) -> Arc<Self> {
         Arc::new(Self {
+            security,
+            access: ArcSwap::from_pointee(access),
+            audit: Audit::new(directory.path()),
             uid: directory.uid(),
             vote: vote::Vote::of(&directory),
             start: ArcSwap::from_pointee(directory.start()),
@@ -198,6 +222,8 @@ impl Node {
             moves: moves::Moves::default(),
             tree: tree::Tree::default(),
             requests: Semaphore::new(REQUESTS_MAX),
+            admitted: AtomicUsize::new(admission::AT_LEAST),
+            answered: AtomicU64::new(0),
             started_at_ms: clock::now_ms(),
             started: clock::now(),
             draining: AtomicBool::new(false),
@@ -236,6 +262,12 @@ impl Node {
     fn outgoing_to(&self, address: &str) -> Option<IpAddr> {
         let to: SocketAddr = address.parse().ok()?;
         self.outgoing.filter(|from| from.is_ipv4() == to.is_ipv4())
+    }
+
+    /// How it connects to the node at `address`.
+    pub fn dial(&self, address: &str) -> Dial {
+        let tls = self.security.tls.as_ref().map(|tls| tls.now().client.clone());
+        Dial { tls, from: self.outgoing_to(address) }
     }
 
     /// Refuses new client requests, and waits for those under way, at most `patience`.

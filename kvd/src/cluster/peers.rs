@@ -5,7 +5,7 @@
 
 use super::lane::{CallError, Lane, Queue, Waiting};
 use super::latency::Latency;
-use super::link::{self, Link, SUSPECT_AFTER};
+use super::link::{self, Connection, End, Link, SUSPECT_AFTER};
 use super::{Node, detector, membership, repair, witness};
 use crate::clock;
 use crate::dynamo::node::{LayoutId, Uid};
@@ -316,8 +316,8 @@ impl Peer {
         loop {
             match link::connect(&node, &self.address).await {
                 Ok(connection) => {
-                    let link = Link::new(&node, &self, Lane::Requests);
-                    let (why, ever_heard) = link.drive(connection, &mut waiting).await;
+                    let (why, ever_heard) =
+                        self.carry(&node, Lane::Requests, connection, &mut waiting).await;
                     if ever_heard {
                         backoff = BACKOFF_MIN;
                     }
@@ -359,8 +359,7 @@ impl Peer {
             let carry = async {
                 match link::connect(&node, &self.address).await {
                     Ok(connection) => {
-                        let link = Link::new(&node, &self, Lane::Bulk);
-                        link.drive(connection, &mut waiting).await.0
+                        self.carry(&node, Lane::Bulk, connection, &mut waiting).await.0
                     }
                     Err(refused) => refused.why,
                 }
@@ -372,6 +371,24 @@ impl Peer {
             tracing::debug!(why, "the link for bulk to {} broke", self.name(&node));
             waiting.refuse(&why);
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Carries calls by this connection and those that follow it. Why the last of them broke, and
+    /// whether the peer said anything on one.
+    async fn carry(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        lane: Lane,
+        mut connection: Connection,
+        waiting: &mut Waiting,
+    ) -> (String, bool) {
+        let mut heard_before = false;
+        loop {
+            match Link::new(node, self, lane).drive(connection, waiting).await {
+                End::Broke(why, ever_heard) => return (why, ever_heard || heard_before),
+                End::Succeeded(next) => (connection, heard_before) = (*next, true),
+            }
         }
     }
 

@@ -31,8 +31,10 @@
 //! | `compare` | one comparison of two replicas, step by step |
 //! | `scan` | one page of a keyspace, joined from several replicas |
 //! | `verdict` | the state of the cluster, in words |
+//! | `admission` | how many requests a node works on at once |
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod admission;
 pub mod arc;
 pub mod clock;
 pub mod compare;

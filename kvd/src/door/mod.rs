@@ -1,0 +1,309 @@
+//! The open port: what the world touches first. Everybody who connects is counted, has to say in time
+//! what he wants, and is held to bounds of his own; nodes have places that no client can take.
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod` | takes connections in, or sends them away in words |
+//! | `session` | one connection: who it is, and when it has to end |
+//! | `room` | memory for what clients send and are sent |
+//! | `access` | who may do what |
+//! | `audit` | what operators did |
+
+pub mod access;
+pub mod audit;
+pub mod room;
+pub mod session;
+
+use crate::clock;
+use crate::tls::Tls;
+use proto::dial::{PREFACE, sending_away};
+use rustls::pki_types::CertificateDer;
+use session::{Guarded, Session};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+
+/// A TLS handshake has to be over after so long.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
+/// Handshakes of clients at once, and of nodes. One more is closed at once: were it to wait, it
+/// would wait for those who do not mean to end theirs.
+const CLIENT_HANDSHAKES_MAX: usize = 256;
+const NODE_HANDSHAKES_MAX: usize = 256;
+
+/// Connections that were taken in and are not served yet.
+const ACCEPTED_MAX: usize = 64;
+
+/// After an error of the listener, as of too many open files, it is left alone for so long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why connections were refused is told once in so long for each reason.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Reasons that are remembered for that.
+const TOLD_MAX: usize = 256;
+
+/// How many may come in, and for how long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Connections of clients.
+    pub connections: usize,
+    /// The same of one address.
+    pub connections_per_address: usize,
+    /// A connection ends after so long, whoever has it.
+    pub age: Duration,
+}
+
+/// Whom an address belongs to, as far as that can be told.
+pub trait Members: Send + Sync + 'static {
+    /// Whether a node of the cluster is there.
+    fn has(&self, address: IpAddr) -> bool;
+}
+
+/// The door of one node.
+pub struct Door {
+    tls: Option<Arc<Tls>>,
+    limits: Limits,
+    members: Box<dyn Members>,
+    client_handshakes: Arc<Semaphore>,
+    node_handshakes: Arc<Semaphore>,
+    clients: Arc<Semaphore>,
+    of_address: Mutex<HashMap<IpAddr, usize>>,
+    sessions: Mutex<Vec<Weak<Session>>>,
+    told: Mutex<HashMap<String, Instant>>,
+}
+
+/// A connection that was taken in.
+pub type Incoming = Guarded<Either<TcpStream, tokio_rustls::server::TlsStream<TcpStream>>>;
+
+impl Door {
+    /// A door that is not open yet.
+    pub fn new(tls: Option<Arc<Tls>>, limits: Limits, members: Box<dyn Members>) -> Arc<Self> {
+        Arc::new(Self {
+            tls,
+            limits,
+            members,
+            client_handshakes: Arc::new(Semaphore::new(CLIENT_HANDSHAKES_MAX)),
+            node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
+            clients: Arc::new(Semaphore::new(limits.connections)),
+            of_address: Mutex::default(),
+            sessions: Mutex::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    /// Takes in who comes to `listener`. Ends when the receiver is dropped.
+    pub fn open(self: &Arc<Self>, listener: TcpListener) -> mpsc::Receiver<io::Result<Incoming>> {
+        let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+        let door = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = door.accept(listener, &accepted) => {}
+                () = accepted.closed() => {}
+            }
+        });
+        incoming
+    }
+
+    /// The certificates were read again: ends connections of those that are not trusted any more.
+    pub fn certificates_changed(&self) {
+        let Some(tls) = &self.tls else { return };
+        let now = tls.now();
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|session| {
+            let Some(session) = session.upgrade() else { return false };
+            if !now.still_trusts(session.chain()) {
+                session.end("its certificate is not trusted any more");
+            }
+            true
+        });
+    }
+
+    async fn accept(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        accepted: &mpsc::Sender<io::Result<Incoming>>,
+    ) {
+        loop {
+            let (stream, from) = match listener.accept().await {
+                Ok(it) => it,
+                Err(error) => {
+                    self.tell("nobody", &format!("cannot be taken in: {error}"));
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let is_member = self.members.has(from.ip());
+            let handshakes = match is_member {
+                true => &self.node_handshakes,
+                false => &self.client_handshakes,
+            };
+            let Ok(turn) = Arc::clone(handshakes).try_acquire_owned() else {
+                self.tell(&from.ip().to_string(), "is refused: too many connect at once");
+                continue;
+            };
+            let (door, accepted) = (Arc::clone(self), accepted.clone());
+            tokio::spawn(async move {
+                let taken = tokio::time::timeout(HANDSHAKE_MAX, door.take(stream, from, is_member));
+                let taken = taken.await.unwrap_or_else(|_| {
+                    Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
+                });
+                drop(turn);
+                match taken {
+                    Ok(incoming) => drop(accepted.send(Ok(incoming)).await), // the node stops
+                    Err(why) => door.tell(&from.ip().to_string(), &why),
+                }
+            });
+        }
+    }
+
+    /// Takes one in, or says why not.
+    async fn take(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        from: SocketAddr,
+        is_member: bool,
+    ) -> Result<Incoming, String> {
+        // A small request would wait for the acknowledgement of the one before: 40 ms.
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let (stream, chain) = match &self.tls {
+            None => (Either::Left(stream), None),
+            Some(tls) => {
+                let secured = secure(stream, tls).await?;
+                let chain = secured.get_ref().1.peer_certificates();
+                let chain =
+                    chain.map(|chain| chain.iter().map(|it| it.clone().into_owned()).collect());
+                (Either::Right(secured), chain)
+            }
+        };
+        let secured = self.tls.is_some();
+        let chain: Option<Vec<CertificateDer<'static>>> = chain;
+        let session = Session::new(from, secured, chain, self.limits.age);
+        let session = session.map_err(|error| error.to_string())?;
+        let is_node = if secured { session.may_be_node() } else { is_member };
+        let place = self.place(from.ip(), is_node)?;
+        self.remember(&session);
+        Ok(Guarded::new(stream, session, Box::new(place)))
+    }
+
+    fn remember(&self, session: &Arc<Session>) {
+        let mut sessions = lock(&self.sessions);
+        // Those that have ended go when there are as many again.
+        if sessions.len() == sessions.capacity() {
+            sessions.retain(|session| session.strong_count() > 0);
+        }
+        sessions.push(Arc::downgrade(session));
+    }
+
+    /// A place for one more connection. Nodes always have one: there are as many as members.
+    fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Option<Place>, String> {
+        if is_node {
+            return Ok(None);
+        }
+        let Ok(permit) = Arc::clone(&self.clients).try_acquire_owned() else {
+            return Err(format!(
+                "is refused: {} clients are connected, as many as may be",
+                self.limits.connections
+            ));
+        };
+        let mut of_address = lock(&self.of_address);
+        let count = of_address.entry(address).or_default();
+        if *count >= self.limits.connections_per_address {
+            return Err(format!(
+                "is refused: it has {} connections, as many as one address may have",
+                self.limits.connections_per_address
+            ));
+        }
+        *count += 1;
+        Ok(Some(Place { door: Arc::clone(self), address, _permit: permit }))
+    }
+
+    /// Logs it, unless the same was logged a moment ago.
+    fn tell(&self, who: &str, what: &str) {
+        let mut told = lock(&self.told);
+        let line = format!("{who} {what}");
+        let now = clock::now();
+        told.retain(|_, at| at.elapsed() < TELL_EVERY);
+        if told.len() < TOLD_MAX && told.insert(line, now).is_none() {
+            tracing::warn!("a connection from {who} {what}");
+        }
+    }
+}
+
+/// Counts one connection of a client.
+struct Place {
+    door: Arc<Door>,
+    address: IpAddr,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut of_address = lock(&self.door.of_address);
+        if let Some(count) = of_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                of_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Agrees on TLS, with the certificates in force now.
+async fn secure(
+    mut stream: TcpStream,
+    tls: &Tls,
+) -> Result<tokio_rustls::server::TlsStream<TcpStream>, String> {
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    match stream.peek(&mut first).await {
+        Ok(0) => return Err("said nothing and closed".into()),
+        Ok(_) if first[0] != HANDSHAKE => {
+            send_away(&mut stream).await;
+            return Err("is refused: it speaks no TLS, and this port nothing else".into());
+        }
+        Ok(_) => {}
+        Err(error) => return Err(format!("is lost: {error}")),
+    }
+    let acceptor = TlsAcceptor::from(Arc::clone(&tls.now().server));
+    acceptor
+        .accept(stream)
+        .await
+        .map_err(|error| format!("is refused: it {}", proto::tls::words(&error)))
+}
+
+/// Tells who speaks no TLS to do so, in what he speaks.
+async fn send_away(stream: &mut TcpStream) {
+    const WORDS: &str = "speaks TLS: connect over https, with the CA that signed its certificate";
+    let mut said = [0; PREFACE.len()];
+    let read = stream.read(&mut said).await.unwrap_or(0);
+    let answer = match PREFACE.starts_with(&said[..read]) {
+        true => sending_away(WORDS),
+        false => format!(
+            "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: {}\r\n\r\nthis port {WORDS}\n",
+            WORDS.len() + 11
+        )
+        .into_bytes(),
+    };
+    let _ = stream.write_all(&answer).await; // it may be gone
+    let _ = stream.shutdown().await;
+    // What it sent beside is read, at most so much: closed over it, the answer would be lost.
+    let mut rest = [0; 4096];
+    for _ in 0..16 {
+        match tokio::time::timeout(Duration::from_millis(200), stream.read(&mut rest)).await {
+            Ok(Ok(1..)) => {}
+            _ => break,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

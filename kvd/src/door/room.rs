@@ -1,0 +1,258 @@
+//! Memory for what clients send and are sent. What a request brings is counted as it arrives, until
+//! the request is answered; what its answer carries until that is taken. There is so much for all,
+//! and no address has more than half of it: beyond, a request is refused at once, and those under
+//! way go on. What nodes say to each other is bounded where it is said.
+
+use super::session::Session;
+use crate::cluster::errors;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+/// How much memory the answer to a request takes until it is sent, put into its extensions by who
+/// makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct AnswerBytes(pub usize);
+
+/// The memory there is.
+pub struct Room {
+    bytes_max: usize,
+    held: AtomicUsize,
+    of_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Room {
+    /// So many bytes.
+    pub fn new(bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self { bytes_max, held: AtomicUsize::new(0), of_address: Mutex::default() })
+    }
+
+    fn take(&self, address: IpAddr, bytes: usize) -> bool {
+        let mut of_address = self.of_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.load(Ordering::Relaxed);
+        let its = of_address.entry(address).or_default();
+        // One request always fits, however large: it is bounded by itself.
+        let fits = *its == 0 || *its + bytes <= self.bytes_max / 2;
+        if held + bytes > self.bytes_max || !fits {
+            if *its == 0 {
+                of_address.remove(&address);
+            }
+            return false;
+        }
+        *its += bytes;
+        self.held.store(held + bytes, Ordering::Relaxed);
+        true
+    }
+
+    fn give_back(&self, address: IpAddr, bytes: usize) {
+        let mut of_address = self.of_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self.held.load(Ordering::Relaxed);
+        self.held.store(held.saturating_sub(bytes), Ordering::Relaxed);
+        if let Some(its) = of_address.get_mut(&address) {
+            *its = its.saturating_sub(bytes);
+            if *its == 0 {
+                of_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// What one request holds; given back when it is dropped.
+struct Held {
+    room: Arc<Room>,
+    session: Arc<Session>,
+    bytes: AtomicUsize,
+}
+
+impl Held {
+    fn new(room: &Arc<Room>, session: &Arc<Session>) -> Arc<Self> {
+        session.begins();
+        let (room, session) = (Arc::clone(room), Arc::clone(session));
+        Arc::new(Self { room, session, bytes: AtomicUsize::new(0) })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let taken = bytes == 0 || self.room.take(self.session.ip(), bytes);
+        if taken {
+            self.session.holds(bytes);
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+        taken
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        self.session.frees(bytes);
+        self.session.ends();
+        if bytes > 0 {
+            self.room.give_back(self.session.ip(), bytes);
+        }
+    }
+}
+
+/// Counts what goes through the services it is put before.
+#[derive(Clone)]
+pub struct RoomLayer {
+    /// What there is.
+    pub room: Arc<Room>,
+}
+
+impl<S> Layer<S> for RoomLayer {
+    type Service = Counted<S>;
+
+    fn layer(&self, inner: S) -> Counted<S> {
+        Counted { inner, room: Arc::clone(&self.room) }
+    }
+}
+
+/// A service whose requests and answers are counted.
+#[derive(Clone)]
+pub struct Counted<S> {
+    inner: S,
+    room: Arc<Room>,
+}
+
+impl<S> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Some(session) = request.extensions().get::<Arc<Session>>().cloned() else {
+            return Box::pin(self.inner.call(request));
+        };
+        if request.uri().path().starts_with("/kvd.v1.Replica/") {
+            if !session.may_be_node() {
+                let refused = proto::error::status(&errors::no_node(&session.who()));
+                return Box::pin(async move { Ok(refused.into_http()) });
+            }
+            session.carries_link();
+            return Box::pin(self.inner.call(request));
+        }
+        let held = Held::new(&self.room, &session);
+        let counted = {
+            let held = Arc::clone(&held);
+            request.map(|body| Body::new(CountedBody { body, held }))
+        };
+        let answered = self.inner.call(counted);
+        Box::pin(async move {
+            let answer = answered.await?;
+            let of_request = held.bytes.swap(0, Ordering::Relaxed);
+            held.session.frees(of_request);
+            if of_request > 0 {
+                held.room.give_back(held.session.ip(), of_request);
+            }
+            let bytes = answer.extensions().get::<AnswerBytes>().map_or(0, |bytes| bytes.0);
+            if !held.take(bytes) {
+                let why = "clients take their answers too slowly";
+                return Ok(
+                    proto::error::status(&errors::of_a_read(errors::overloaded(why))).into_http()
+                );
+            }
+            Ok(answer.map(|body| Body::new(Kept { body, _held: held })))
+        })
+    }
+}
+
+/// A request's body: what comes of it takes room.
+struct CountedBody {
+    body: Body,
+    held: Arc<Held>,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(context));
+        let bytes = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        if !this.held.take(bytes) {
+            let why = "what clients have sent takes all the memory there is for it";
+            return Poll::Ready(Some(Err(proto::error::status(&errors::overloaded(why)))));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body: its room is given back when it was taken, or will not be.
+struct Kept {
+    body: Body,
+    _held: Arc<Held>,
+}
+
+impl HttpBody for Kept {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_address_has_more_than_half_and_all_have_no_more_than_there_is() {
+        let room = Room::new(100);
+        let [a, b, c] = [1, 2, 3].map(|last| IpAddr::from([10, 0, 0, last]));
+        assert!(room.take(a, 30) && room.take(a, 20));
+        assert!(!room.take(a, 1), "half is its");
+        assert!(room.take(b, 50));
+        assert!(!room.take(c, 1), "all is taken");
+        room.give_back(a, 50);
+        assert!(room.take(c, 50));
+        room.give_back(c, 50);
+        assert!(room.take(a, 50), "what was given back is there again");
+        room.give_back(a, 50);
+        room.give_back(b, 50);
+        assert!(room.take(a, 80), "one request fits, however large");
+        assert_eq!(room.of_address.lock().unwrap().len(), 1);
+    }
+}
