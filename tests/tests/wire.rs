@@ -1,0 +1,179 @@
+//! What the open port of a node withstands, on real processes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use proto::client::Client;
+use proto::v1::{ErrorCode, GetRequest, PutRequest};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+use tests::eventually;
+use tests::load::{Load, Options, Summary};
+use tests::process::{Cluster, Node, ok, text};
+use tests::rng::seed_of_run;
+use tests::wire::{Siege, record};
+
+/// How long the siege lasts.
+const SIEGE: Duration = Duration::from_secs(60);
+
+fn memory_kib(node: &Node) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", node.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+}
+
+fn open_files(node: &Node) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count()
+}
+
+/// A client's requests: so many puts and gets of small values, and gets of large ones.
+fn talk(cluster: &Cluster, address: &str, small: usize, large: usize) {
+    let address = [address.to_owned()];
+    let client = cluster.block_on(Client::connect(&address, Duration::from_secs(10))).unwrap();
+    cluster.block_on(async {
+        let mut kv = client.kv();
+        let get = |key: String| GetRequest { key: key.into_bytes().into(), ..Default::default() };
+        for number in 0..small {
+            let key = format!("r{number}").into_bytes().into();
+            let value = vec![1; 100].into();
+            kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
+            kv.get(get(format!("r{number}"))).await.unwrap();
+        }
+        for number in 0..large {
+            kv.get(get(format!("large{}", number % 8))).await.unwrap();
+        }
+        let ask = proto::v1::GetClusterRequest::default();
+        client.admin().get_cluster(ask).await.unwrap();
+    });
+}
+
+#[test]
+fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
+    let cluster = Cluster::start(3);
+    for via in 0..3 {
+        cluster.wait_until_up(via, &["n1", "n2", "n3"]);
+    }
+    let large = vec![7; 1024 * 1024];
+    for number in 0..8 {
+        ok(cluster.kvctl(&["put", &format!("large{number}")]).stdin(&large));
+    }
+    // What is tampered with is small; what slow readers ask for is large.
+    let recorded = record(&cluster.nodes[0].address, |proxy| talk(&cluster, proxy, 64, 0));
+    let large = record(&cluster.nodes[0].address, |proxy| talk(&cluster, proxy, 0, 16));
+    assert!(recorded.iter().any(|said| said.len() > 1000), "something was recorded");
+    let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address.clone()).collect();
+    let options = Options { per_second: Some(200), ..Options::default() };
+    let before = {
+        let load = Load::start(&cluster.nodes, options.clone());
+        eventually("the load to go on", || (load.begun() > 1000).then_some(()));
+        Summary::of(&load.stop())
+    };
+    let files_before: Vec<usize> = cluster.nodes.iter().map(open_files).collect();
+
+    let load = Load::start(&cluster.nodes, options);
+    let siege = Siege::begin(addresses, recorded, large, seed_of_run());
+    let began = Instant::now();
+    let mut memory = vec![0; 3];
+    while began.elapsed() < SIEGE {
+        for (most, node) in memory.iter_mut().zip(&cluster.nodes) {
+            *most = memory_kib(node).max(*most);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let connections = siege.connections();
+    drop(siege);
+    let during = Summary::of(&load.stop());
+    // Figures are for people: how quick a machine is that runs many things is no test.
+    println!("{connections} connections of attackers; memory at most {memory:?} KiB");
+    println!("before:\n{before}\nunder siege:\n{during}");
+
+    assert!(connections > 500, "{connections} are no siege");
+    for kind in ["get", "put", "delete"] {
+        let counts = during.of_kind(kind);
+        assert!(counts.ok > 20, "too few to say anything\n{during}");
+        assert_eq!(counts.failed + counts.indeterminate, 0, "{kind}s failed\n{during}");
+    }
+    for (position, node) in cluster.nodes.iter().enumerate() {
+        assert!(!node.log().contains("panicked"), "{}", node.log());
+        eventually("connections to be given back", || {
+            (open_files(node) <= files_before[position] + 8).then_some(())
+        });
+        // What a node is given (16 MiB of pages, four layers of writes) and what clients may take.
+        assert!(memory[position] < 700 * 1024, "{memory:?} KiB");
+        cluster.wait_until_up(position, &["n1", "n2", "n3"]);
+    }
+    let status = text(&ok(cluster.kvctl(&["status"])));
+    assert!(status.contains("agreed by 3 of 3"), "{status}");
+}
+
+/// Connects, says something, and returns what is heard until the node closes the connection.
+fn until_closed(address: &str, says: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(tests::PATIENCE)).unwrap();
+    stream.write_all(says).unwrap();
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).unwrap();
+    heard
+}
+
+#[test]
+fn who_says_nothing_in_time_is_not_waited_for() {
+    let clear = Cluster::start(1);
+    until_closed(&clear.nodes[0].address, b"PRI * HTTP/2");
+    let secured = Cluster::secured_with(1, |_| {});
+    let node = &secured.nodes[0];
+    until_closed(&node.address, b"\x16\x03\x01");
+    eventually("the log to say so", || {
+        node.log().contains("no handshake within 5 s").then_some(())
+    });
+    // In the words of who does not speak HTTP/2.
+    let heard = until_closed(&node.address, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
+    let heard = text(&heard);
+    assert!(heard.starts_with("HTTP/1.1 400") && heard.contains("speaks TLS"), "{heard}");
+}
+
+#[test]
+fn one_address_has_so_many_connections_and_then_no_more() {
+    let cluster = Cluster::secured_with(1, |node| {
+        node.env.push(("KVD_CONNECTIONS_PER_ADDRESS_MAX", "8".into()));
+    });
+    let (dial, address) = (cluster.dial(), [cluster.nodes[0].address.clone()]);
+    let connect = || cluster.block_on(Client::connect_by(&dial, &address, Duration::from_secs(5)));
+    let mut held: Vec<Client> = (0..8).map(|_| connect().unwrap()).collect();
+    assert!(connect().is_err());
+    assert!(
+        cluster.nodes[0].log().contains("it has 8 connections, as many as one address may have")
+    );
+    // A place that is given up is somebody else's.
+    held.pop();
+    held.push(eventually("a place", || connect().ok()));
+}
+
+#[test]
+fn what_clients_send_takes_no_more_memory_than_there_is_for_it() {
+    let cluster = Cluster::start_with(1, |node| node.env.push(("KVD_CLIENT_MIB", "64".into())));
+    let client = cluster.client(0);
+    let value = bytes::Bytes::from(vec![3; 8 * 1024 * 1024]);
+    let puts =
+        (0..24).map(|number| {
+            let (mut kv, value) = (client.kv(), value.clone());
+            let key = format!("k{number}").into_bytes().into();
+            async move {
+                kv.put(PutRequest { key, value, timeout_ms: 30_000, ..Default::default() }).await
+            }
+        });
+    let outcomes = cluster.block_on(futures_util::future::join_all(puts));
+    let refused: Vec<&tonic::Status> = outcomes.iter().filter_map(|it| it.as_ref().err()).collect();
+    assert!(refused.len() < 24, "some fit");
+    for status in &refused {
+        let detail = proto::error::detail(status).unwrap_or_else(|| panic!("{status:?}"));
+        assert_eq!(detail.code(), ErrorCode::Overloaded, "{status:?}");
+    }
+    println!("{} of 24 refused", refused.len());
+    // It is there again.
+    let mut kv = client.kv();
+    let key = b"after".as_slice().into();
+    let put = PutRequest { key, value, ..Default::default() };
+    cluster.block_on(async { kv.put(put).await }).unwrap();
+    assert!(memory_kib(&cluster.nodes[0]) < 600 * 1024);
+}
