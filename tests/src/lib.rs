@@ -10,6 +10,7 @@
 //! - [`net`] gives a cluster a network of its own, and cuts it.
 //! - [`wire`] lays siege to its ports.
 //! - [`eventually`] polls with a deadline: no test sleeps and hopes.
+//! - [`one_of_three`] is for what has a time limit of its own, on machines that may stand still.
 
 pub mod check;
 pub mod faults;
@@ -45,6 +46,25 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < until, "waited {} s in vain for {what}", PATIENCE.as_secs());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Tries what has to come off within a time of its own, three times at most: a machine that stands
+/// still spoils one, what is wrong spoils each. What an attempt changed it has to put back itself.
+///
+/// # Panics
+/// When none came off, with what was wrong with each.
+pub fn one_of_three<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let mut wrong = Vec::new();
+    while wrong.len() < 3 {
+        match attempt() {
+            Ok(found) => return found,
+            Err(why) => {
+                eprintln!("{what}, attempt {}: {why}", wrong.len() + 1);
+                wrong.push(why);
+            }
+        }
+    }
+    panic!("{what}: {wrong:?}");
 }
 
 /// Random bytes of the operating system; what they are never matters to a test.

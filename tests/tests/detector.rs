@@ -5,9 +5,9 @@ use proto::v1::{ClusterView, GetClusterRequest, NodeState, PutRequest};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-use tests::eventually;
 use tests::net;
 use tests::process::{Cluster, ok, text};
+use tests::{eventually, one_of_three};
 
 /// A dead node is down for everybody after so long.
 const DOWN_WITHIN: Duration = Duration::from_secs(5);
@@ -66,6 +66,28 @@ fn changes(cluster: &Cluster) -> Vec<((usize, usize), usize)> {
     changes.collect()
 }
 
+/// That it took no longer than it may.
+fn within(what: &str, took: Duration, limit: Duration) -> Result<(), String> {
+    if took < limit { Ok(()) } else { Err(format!("{what} after {took:?}")) }
+}
+
+/// That each has changed its mind about each other so often since `before`, as `expected` says.
+fn changed(
+    cluster: &Cluster,
+    before: &[((usize, usize), usize)],
+    expected: impl Fn((usize, usize)) -> Option<usize>,
+) -> Result<(), String> {
+    for ((pair, before), (_, after)) in before.iter().zip(changes(cluster)) {
+        let Some(expected) = expected(*pair) else { continue };
+        if after - before != expected {
+            let (via, about) = (pair.0 + 1, pair.1 + 1);
+            let times = after - before;
+            return Err(format!("n{via} changed its mind about n{about} {times} times"));
+        }
+    }
+    Ok(())
+}
+
 /// Fails if a node has changed its mind about another more than once since `before`.
 fn expect_calm(cluster: &Cluster, before: &[((usize, usize), usize)]) {
     for ((pair, before), (_, after)) in before.iter().zip(changes(cluster)) {
@@ -96,70 +118,68 @@ fn wait_for_views(cluster: &Cluster, via: usize, name: &str, expected: &Value) {
 fn a_killed_node_is_down_for_everybody_in_5_s_and_up_again_once_it_is_back() {
     let mut cluster = Cluster::start(3);
     wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
-    let before = changes(&cluster);
-    cluster.nodes[2].kill();
-    let took = wait_until_seen(&cluster, &[0, 1], &[2], NodeState::Down);
-    assert!(took < DOWN_WITHIN, "down after {took:?}");
-    let down = json!({
-        "up": [], "suspect": [], "down": ["n1", "n2"], "unknown": [], "unlinked": ["n1", "n2"],
-    });
-    wait_for_views(&cluster, 0, "n3", &down);
-    // Who is dead says nothing, and is not taken to agree.
-    let mute = json!({
-        "up": ["n2"], "suspect": [], "down": [], "unknown": ["n3"], "unlinked": [],
-    });
-    for via in [0, 1] {
-        wait_for_views(&cluster, via, "n1", &mute);
-    }
-    let table = text(&ok(cluster.kvctl_via(0, &["nodes", "show", "n1"])));
-    assert!(table.contains("up n2 · unknown n3"), "{table}");
+    one_of_three("down once, up once, in time", || {
+        let before = changes(&cluster);
+        cluster.nodes[2].kill();
+        let took = wait_until_seen(&cluster, &[0, 1], &[2], NodeState::Down);
+        let down = json!({
+            "up": [], "suspect": [], "down": ["n1", "n2"], "unknown": [], "unlinked": ["n1", "n2"],
+        });
+        wait_for_views(&cluster, 0, "n3", &down);
+        // Who is dead says nothing, and is not taken to agree.
+        let mute = json!({
+            "up": ["n2"], "suspect": [], "down": [], "unknown": ["n3"], "unlinked": [],
+        });
+        for via in [0, 1] {
+            wait_for_views(&cluster, via, "n1", &mute);
+        }
+        let table = text(&ok(cluster.kvctl_via(0, &["nodes", "show", "n1"])));
+        assert!(table.contains("up n2 · unknown n3"), "{table}");
 
-    cluster.nodes[2].start();
-    let back = wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
-    assert!(back < UP_WITHIN, "up after {back:?}");
-    eprintln!("killed: down for all after {took:?}, up for all {back:?} after it served");
-    for ((pair, before), (_, after)) in before.iter().zip(changes(&cluster)) {
-        let expected = match pair {
-            (2, _) => continue, // it forgot
-            (_, 2) => before + 2,
-            _ => *before,
-        };
-        assert_eq!(after, expected, "{pair:?}: down once, up once");
-    }
+        cluster.nodes[2].start();
+        let back = wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
+        eprintln!("killed: down for all after {took:?}, up for all {back:?} after it served");
+        within("down", took, DOWN_WITHIN)?;
+        within("up", back, UP_WITHIN)?;
+        changed(&cluster, &before, |pair| match pair {
+            (2, _) => None, // it forgot
+            (_, 2) => Some(2),
+            _ => Some(0),
+        })
+    });
 }
 
 #[test]
 fn a_paused_node_is_down_for_everybody_in_5_s_and_up_again_once_it_goes_on() {
     let cluster = Cluster::start(3);
     wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
-    let before = changes(&cluster);
-    cluster.nodes[1].signal(Signal::STOP);
-    let since = Instant::now();
-    // Requests do not wait for that: n2 is passed over as soon as it leaves one unanswered.
     let client = cluster.client(0);
-    let linked = || {
-        cluster.block_on(async { client.kv().put(put("k", 2)).await }).unwrap();
-        let nodes = view(&cluster, 0).nodes;
-        let n2 = nodes.into_iter().find(|node| node.name == "n2").unwrap();
-        n2.seen_by.iter().any(|said| said.node == "n1" && said.linked)
-    };
-    eventually("n1 to pass n2 over", || (!linked()).then_some(()));
-    let passed_over = since.elapsed();
-    assert!(passed_over < PASSED_OVER_WITHIN, "passed over after {passed_over:?}");
-    wait_until_seen(&cluster, &[0, 2], &[1], NodeState::Down);
-    let took = since.elapsed();
-    assert!(took < DOWN_WITHIN, "down after {took:?}");
-    cluster.nodes[1].signal(Signal::CONT);
-    let back = wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
-    assert!(back < UP_WITHIN, "up after {back:?}");
-    eprintln!(
-        "paused: passed over after {passed_over:?}, down for all after {took:?}, up {back:?}"
-    );
-    // What it could not hear while it was away it holds against nobody.
-    let mine = |changes: Vec<((usize, usize), usize)>| {
-        changes.into_iter().filter(|((via, _), _)| *via == 1).collect::<Vec<_>>()
-    };
-    assert_eq!(mine(changes(&cluster)), mine(before));
+    one_of_three("passed over, down and up in time", || {
+        let before = changes(&cluster);
+        cluster.nodes[1].signal(Signal::STOP);
+        let since = Instant::now();
+        // Requests do not wait for that: n2 is passed over as soon as it leaves one unanswered.
+        let linked = || {
+            cluster.block_on(async { client.kv().put(put("k", 2)).await }).unwrap();
+            let nodes = view(&cluster, 0).nodes;
+            let n2 = nodes.into_iter().find(|node| node.name == "n2").unwrap();
+            n2.seen_by.iter().any(|said| said.node == "n1" && said.linked)
+        };
+        eventually("n1 to pass n2 over", || (!linked()).then_some(()));
+        let passed_over = since.elapsed();
+        wait_until_seen(&cluster, &[0, 2], &[1], NodeState::Down);
+        let took = since.elapsed();
+        cluster.nodes[1].signal(Signal::CONT);
+        let back = wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
+        eprintln!(
+            "paused: passed over after {passed_over:?}, down for all after {took:?}, up {back:?}"
+        );
+        within("passed over", passed_over, PASSED_OVER_WITHIN)?;
+        within("down", took, DOWN_WITHIN)?;
+        within("up", back, UP_WITHIN)?;
+        // What it could not hear while it was away it holds against nobody.
+        changed(&cluster, &before, |(via, _)| (via == 1).then_some(0))
+    });
 }
 
 #[test]
@@ -203,20 +223,20 @@ fn a_node_that_only_one_other_cannot_reach_stays_up_and_writes_go_on() {
 fn a_node_that_the_last_witness_vouched_for_goes_down_with_it() {
     net::within(|net| {
         let mut cluster = net.cluster(3);
-        wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
-        net.cut(0, 1);
-        wait_for_views(
-            &cluster,
-            2,
-            "n2",
-            &json!({
+        one_of_three("down in time", || {
+            wait_until_seen(&cluster, &[0, 1, 2], &[0, 1, 2], NodeState::Up);
+            net.cut(0, 1);
+            let vouched_for = json!({
                 "up": ["n1", "n3"], "suspect": [], "down": [], "unknown": [], "unlinked": ["n1"],
-            }),
-        );
-        cluster.nodes[2].kill();
-        let took = wait_until_seen(&cluster, &[0, 1], &[0, 1, 2], NodeState::Down);
-        eprintln!("the last witness killed: down for both after {took:?}");
-        assert!(took < DOWN_WITHIN, "down after {took:?}");
+            });
+            wait_for_views(&cluster, 2, "n2", &vouched_for);
+            cluster.nodes[2].kill();
+            let took = wait_until_seen(&cluster, &[0, 1], &[0, 1, 2], NodeState::Down);
+            eprintln!("the last witness killed: down for both after {took:?}");
+            net.heal();
+            cluster.nodes[2].start();
+            within("down", took, DOWN_WITHIN)
+        });
     });
 }
 
@@ -249,16 +269,22 @@ fn two_halves_that_took_each_other_for_dead_are_whole_again_soon_after_they_meet
         let (one, other, all) = ([0, 1], [2, 3], [0, 1, 2, 3]);
         wait_until_seen(&cluster, &all, &all, NodeState::Up);
         for round in ["first", "second"] {
-            net.split(&one, &other);
-            let since = Instant::now();
-            wait_until_seen(&cluster, &one, &other, NodeState::Down);
-            wait_until_seen(&cluster, &other, &one, NodeState::Down);
-            let took = since.elapsed();
-            assert!(sees(&cluster, 0, 1, NodeState::Up) && sees(&cluster, 2, 3, NodeState::Up));
-            net.heal();
-            let back = wait_until_seen(&cluster, &all, &all, NodeState::Up);
-            eprintln!("{round} split: down for all after {took:?}, up for all {back:?} after it");
-            assert!(back < UP_WITHIN, "up after {back:?}");
+            one_of_three("whole again in time", || {
+                net.split(&one, &other);
+                let since = Instant::now();
+                wait_until_seen(&cluster, &one, &other, NodeState::Down);
+                wait_until_seen(&cluster, &other, &one, NodeState::Down);
+                let took = since.elapsed();
+                let friends = [(0, 1), (1, 0), (2, 3), (3, 2)];
+                let whole = friends.iter().all(|(a, b)| sees(&cluster, *a, *b, NodeState::Up));
+                net.heal();
+                let back = wait_until_seen(&cluster, &all, &all, NodeState::Up);
+                eprintln!("{round} split: down for all after {took:?}, up {back:?} after it");
+                if !whole {
+                    return Err("halves that were not cut fell apart".into());
+                }
+                within("up", back, UP_WITHIN)
+            });
         }
         // Not only those with a link know it: the others vouch for who is cut off from one.
         let before = changes(&cluster);
@@ -276,16 +302,16 @@ fn of_two_nodes_each_goes_by_what_it_sees_itself() {
     net::within(|net| {
         let cluster = net.cluster(2);
         wait_until_seen(&cluster, &[0, 1], &[0, 1], NodeState::Up);
-        let before = changes(&cluster);
-        net.cut(0, 1);
-        let took = wait_until_seen(&cluster, &[0, 1], &[0, 1], NodeState::Down);
-        assert!(took < DOWN_WITHIN, "down after {took:?}");
-        net.heal();
-        let back = wait_until_seen(&cluster, &[0, 1], &[0, 1], NodeState::Up);
-        eprintln!("two nodes: down for both after {took:?}, up {back:?} after it");
-        assert!(back < UP_WITHIN, "up after {back:?}");
-        for ((pair, before), (_, after)) in before.iter().zip(changes(&cluster)) {
-            assert_eq!(after, before + 2, "{pair:?}: down once, up once");
-        }
+        one_of_three("down once, up once, in time", || {
+            let before = changes(&cluster);
+            net.cut(0, 1);
+            let took = wait_until_seen(&cluster, &[0, 1], &[0, 1], NodeState::Down);
+            net.heal();
+            let back = wait_until_seen(&cluster, &[0, 1], &[0, 1], NodeState::Up);
+            eprintln!("two nodes: down for both after {took:?}, up {back:?} after it");
+            within("down", took, DOWN_WITHIN)?;
+            within("up", back, UP_WITHIN)?;
+            changed(&cluster, &before, |_| Some(2))
+        });
     });
 }
