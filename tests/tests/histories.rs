@@ -24,7 +24,8 @@ fn judge(cluster: &Cluster, load: Load) -> Summary {
     for kind in ["get", "put", "delete"] {
         let counts = summary.of_kind(kind);
         assert!(counts.ok > 20, "too few to say anything\n{summary}");
-        assert!(counts.quantile_us(1.0) < 4_400_000, "past the deadline\n{summary}");
+        // That of all tries together, and room for a machine that stands still.
+        assert!(counts.quantile_us(1.0) < 6_000_000, "past the deadline\n{summary}");
     }
     summary
 }
@@ -62,15 +63,22 @@ fn what_clients_saw_while_one_of_three_was_killed_twice_is_what_was_promised() {
 #[test]
 fn a_keyspace_that_promises_less_is_caught_by_c2_and_still_loses_nothing() {
     let seed = seed_of_run();
-    let mut cluster = Cluster::start(3);
+    // Nothing but gets brings n2 what it missed.
+    let off = || vec![("KVD_REPAIR_EVERY", "off".to_owned())];
+    let mut cluster = Cluster::start_with(3, |node| node.env = off());
     ok(cluster.kvctl(&["keyspaces", "create", "one", "--r", "1", "--w", "1"]));
-    let options = Options { seed, keyspace: "one".into(), ..Options::default() };
+    let options = Options { seed, keyspace: "one".into(), keys: 60, ..Options::default() };
     let load = Load::start(&cluster.nodes, options);
-    pass(&load, 200);
+    pass(&load, 400);
     cluster.nodes[1].kill();
-    pass(&load, 400);
+    cluster.wait_until_up(0, &["n1", "n3"]);
+    cluster.wait_until_up(2, &["n1", "n3"]);
+    for holder in ["n1", "n3"] {
+        ok(cluster.kvctl_via(0, &["hints", "pause", "--node", holder]));
+    }
+    pass(&load, 800);
     cluster.nodes[1].start(); // behind, and asked alone
-    pass(&load, 400);
+    pass(&load, 800);
     cluster.wait_until_up(0, &["n1", "n2", "n3"]);
     let history = load.stop_and_read_all(3);
     check::expect_sound(&history, cluster.dir());
