@@ -93,9 +93,11 @@ fn a_node_that_missed_writes_gets_them_though_nobody_reads() {
         let keys: Vec<String> = (40..80).map(|i| format!("k{i}")).collect();
         ok(cluster.kvctl_via(via, &["delete", "-k", keyspace]).args_of(&keys));
     }
-    let down = pairs(&cluster, 0);
-    let to_n3 = down.iter().find(|(node, pair)| node == "n1" && pair["peer"] == "n3").unwrap();
-    assert_eq!(to_n3.1["state"], "failed", "{to_n3:?}");
+    eventually("n1 to say that it cannot compare with n3", || {
+        let down = pairs(&cluster, 0);
+        let to_n3 = down.iter().find(|(node, pair)| node == "n1" && pair["peer"] == "n3")?;
+        (to_n3.1["state"] == "failed").then_some(())
+    });
 
     cluster.nodes[2].start();
     cluster.wait_until_up(0, &["n1", "n2", "n3"]);

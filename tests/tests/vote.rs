@@ -43,7 +43,9 @@ fn no_get_forgets(cluster: &mut Cluster) {
     // Through the node itself, and through one that asks it.
     for (i, via) in (0..KEYS).flat_map(|i| [(i, 1), (i, 2)]) {
         let (code, shown) = get(cluster, via, i);
-        assert!(code == Some(5) || shown == b"new", "k{i}: {code:?} {}", text(&shown));
+        // Refused, or, on a machine that stands still, too late.
+        let none = [Some(5), Some(7)].contains(&code) && shown.is_empty();
+        assert!(none || shown == b"new", "k{i}: {code:?} {}", text(&shown));
     }
     for via in [1, 2] {
         let dump = run(cluster.kvctl_via(via, &["dump", "-k", "strict", "--timeout", "5s"]));
@@ -61,8 +63,11 @@ fn no_get_forgets(cluster: &mut Cluster) {
     // Without n1, n2 holds what it had lost.
     cluster.nodes[0].kill();
     for i in 0..KEYS {
-        eventually("a get through n2 and n3", || (get(cluster, 1, i).0 == Some(0)).then_some(()));
-        assert_eq!(get(cluster, 1, i), (Some(0), b"new".to_vec()), "k{i}");
+        let shown = eventually("a get through n2 and n3", || {
+            let (code, shown) = get(cluster, 1, i);
+            (code == Some(0)).then_some(shown)
+        });
+        assert_eq!(text(&shown), "new", "k{i}");
     }
     let log = cluster.nodes[1].log();
     assert!(log.contains("gets count this node again"), "{log}");
