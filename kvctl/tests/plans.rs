@@ -238,14 +238,11 @@ fn who_does_not_wait_gets_the_id_and_may_wait_later() {
 fn a_wait_that_is_too_long_exits_7_and_one_that_stalls_lists_why() {
     let node = Node::start(1);
     node.plans.lock().unwrap().stuck = true;
-    let start = Instant::now();
-    let late = run(&node.address, &["rebalance", "--yes", "--timeout", "500ms"]);
+    // Enough for the plan and its start, which it covers too.
+    let late = run(&node.address, &["rebalance", "--yes", "--timeout", "3s"]);
     fails(&late, 7);
     let said = stderr(&late);
-    assert!(
-        said.contains("error[WAIT_TIMED_OUT]: op-00000001 is not done after 500ms\n"),
-        "{said}"
-    );
+    assert!(said.contains("error[WAIT_TIMED_OUT]: op-00000001 is not done after 3s\n"), "{said}");
     assert!(said.contains("  state  the operation goes on in the cluster\n"), "{said}");
     assert!(said.contains("  try    kvctl ops wait op-00000001, or kvctl ops show op-00000001\n"));
 
@@ -260,7 +257,6 @@ fn a_wait_that_is_too_long_exits_7_and_one_that_stalls_lists_why() {
     let error = &json(&stalled.stderr)["error"];
     assert_eq!((&error["op"], &error["exit"]), (&"op-00000001".into(), &7.into()));
     assert_eq!(error["stuck"][0]["why"], "disk queue full");
-    assert!(start.elapsed() < Duration::from_secs(10));
     node.plans.lock().unwrap().stuck = false;
     exits(&run(&node.address, &["ops", "wait", "op-00000001"]), 0);
 }
@@ -271,11 +267,11 @@ fn progress_off_a_terminal_is_a_dated_line() {
     node.plans.lock().unwrap().stuck = true;
     exits(&run(&node.address, &["rebalance", "--yes", "--no-wait"]), 0);
     let home = tempfile::tempdir().unwrap();
-    let mut command = kvctl(home.path(), &node.address, &["ops", "wait", "op-00000001"]);
-    let child = command.spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1_500));
+    let args = ["ops", "wait", "op-00000001"];
+    let mut going = Going::start(kvctl(home.path(), &node.address, &args));
+    going.says(" stuck=1");
     node.plans.lock().unwrap().stuck = false;
-    let waited = child.wait_with_output().unwrap();
+    let waited = going.ended();
     exits(&waited, 0);
     let said = stderr(&waited);
     assert!(said.starts_with(
@@ -291,15 +287,10 @@ fn a_signal_detaches_and_says_how_to_come_back() {
     let node = Node::start(1);
     node.plans.lock().unwrap().stuck = true;
     let home = tempfile::tempdir().unwrap();
-    let child = kvctl(home.path(), &node.address, &["rebalance", "--yes"]).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while node.plans.lock().unwrap().running.is_empty() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::thread::sleep(Duration::from_millis(300));
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
-    assert!(kill.unwrap().success());
-    let output = child.wait_with_output().unwrap();
+    let mut going = Going::start(kvctl(home.path(), &node.address, &["rebalance", "--yes"]));
+    going.says("op-00000001 is under way");
+    going.signal("-INT");
+    let output = going.ended();
     fails(&output, 130);
     let expected = "op-00000001 goes on; to wait for it again: kvctl ops wait op-00000001\n";
     assert!(stderr(&output).ends_with(expected), "{}", stderr(&output));
@@ -317,11 +308,11 @@ fn a_wait_outlives_the_node_it_began_with() {
     let (alone, home) = (Node::start(1), tempfile::tempdir().unwrap());
     alone.plans.lock().unwrap().stuck = true;
     exits(&run(&alone.address, &["rebalance", "--yes", "--no-wait"]), 0);
-    let args = ["ops", "wait", "op-00000001", "-q", "--connect-timeout", "200ms"];
-    let child = kvctl(home.path(), &alone.address, &args).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let args = ["ops", "wait", "op-00000001", "--connect-timeout", "2s"];
+    let mut going = Going::start(kvctl(home.path(), &alone.address, &args));
+    going.says("op-00000001 is under way");
     drop(alone);
-    let lost = child.wait_with_output().unwrap();
+    let lost = going.ended();
     fails(&lost, 6);
     assert!(stderr(&lost).contains("  state  the operation goes on in the cluster\n"));
 }
@@ -333,13 +324,14 @@ fn a_wait_through_the_node_that_is_removed_ends_through_another() {
         node.plans.lock().unwrap().stuck = true;
         exits(&run(&node.address, &["nodes", "remove", "n1", "--yes", "--no-wait"]), 0);
     }
-    let (both, home) = (format!("{},{}", leaving.address, stays.address), tempfile::tempdir());
+    let both = format!("{},{}", leaving.address, stays.address);
+    let home = tempfile::tempdir().unwrap();
     let args = ["ops", "wait", "op-00000001"];
-    let child = kvctl(home.unwrap().path(), &both, &args).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut going = Going::start(kvctl(home.path(), &both, &args));
+    going.says("op-00000001 is under way");
     leaving.plans.lock().unwrap().removed = true;
     stays.plans.lock().unwrap().stuck = false;
-    exits(&child.wait_with_output().unwrap(), 0);
+    exits(&going.ended(), 0);
 }
 
 #[test]
@@ -536,10 +528,16 @@ fn check_waits_until_it_is_so_or_the_time_is_up() {
     assert!(start.elapsed() >= Duration::from_millis(400));
     let home = tempfile::tempdir().unwrap();
     let args = ["check", "--require", "safe-to-stop:n1", "--wait", "--timeout", "20s"];
-    let child = kvctl(home.path(), &node.address, &args).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    let asked = || node.plans.lock().unwrap().safety_asked;
+    let before = asked();
+    let going = Going::start(kvctl(home.path(), &node.address, &args));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while asked() == before {
+        assert!(Instant::now() < deadline, "it does not ask");
+        std::thread::sleep(Duration::from_millis(10)); // between two looks
+    }
     node.plans.lock().unwrap().safe = true;
-    exits(&child.wait_with_output().unwrap(), 0);
+    exits(&going.ended(), 0);
 }
 
 #[test]

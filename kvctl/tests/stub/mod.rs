@@ -6,9 +6,9 @@ use proto::v1::admin_server::{Admin, AdminServer};
 use proto::v1::kv_server::{Kv, KvServer};
 use proto::v1::*;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tonic::{Request, Response, Status};
@@ -32,6 +32,44 @@ pub(crate) fn kvctl(home: &Path, endpoint: &str, args: &[&str]) -> Command {
 pub(crate) fn run(endpoint: &str, args: &[&str]) -> Output {
     let home = tempfile::tempdir().unwrap();
     kvctl(home.path(), endpoint, args).output().unwrap()
+}
+
+/// A kvctl under way, whose words are read as they come.
+pub(crate) struct Going {
+    child: Child,
+    stderr: BufReader<ChildStderr>,
+    said: Vec<u8>,
+}
+
+impl Going {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stderr, said: Vec::new() }
+    }
+
+    /// Waits until it says a line with these words on standard error.
+    pub(crate) fn says(&mut self, words: &str) {
+        loop {
+            let before = self.said.len();
+            let read = self.stderr.read_until(b'\n', &mut self.said).unwrap();
+            assert!(read > 0, "it ended without {words:?}: {}", text(&self.said));
+            if text(&self.said[before..]).contains(words) {
+                return;
+            }
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub(crate) fn ended(mut self) -> Output {
+        self.stderr.read_to_end(&mut self.said).unwrap();
+        Output { stderr: self.said, ..self.child.wait_with_output().unwrap() }
+    }
 }
 
 pub(crate) fn run_with_stdin(endpoint: &str, args: &[&str], stdin: &[u8]) -> Output {
@@ -485,7 +523,10 @@ impl Admin for Fake {
         request: Request<GetSafetyRequest>,
     ) -> Result<Response<SafetyReply>, Status> {
         let asked = request.into_inner();
-        let safe = self.plans.lock().unwrap().safe;
+        let mut plans = self.plans.lock().unwrap();
+        plans.safety_asked += 1;
+        let safe = plans.safe;
+        drop(plans);
         let now = QuorumMeaning {
             n: 3,
             r: 2,
@@ -534,6 +575,8 @@ pub(crate) struct Plans {
     /// The node is of the cluster no more.
     pub(crate) removed: bool,
     pub(crate) safe: bool,
+    /// How often it was asked what is safe.
+    pub(crate) safety_asked: u32,
     pub(crate) requests: u32,
     pub(crate) verdict: Verdict,
     pub(crate) node: NodeView,
@@ -553,6 +596,7 @@ impl Default for Plans {
             stuck: false,
             removed: false,
             safe: true,
+            safety_asked: 0,
             requests: 0,
             verdict: Verdict {
                 level: Level::Ok as i32,
