@@ -72,13 +72,17 @@ fn bad_usage_exits_2() {
 
 #[test]
 fn no_node_exits_6_at_once_and_leaves_stdout_alone() {
-    let begun = Instant::now();
     for args in [&["--once"][..], &["--once", "-o", "json"], &[]] {
-        let (code, out, err) = run(&[args, &["--endpoint", DEAD]].concat());
-        assert_eq!((code, out.as_str()), (Some(6), ""), "{args:?}");
-        assert!(err.starts_with("kvtop: no node reachable: 127.0.0.1:1 "), "{err}");
+        // A machine that stands still spoils one of three; a wait for an answer, of 5 s, spoils each.
+        let at_once = || {
+            let begun = Instant::now();
+            let (code, out, err) = run(&[args, &["--endpoint", DEAD]].concat());
+            assert_eq!((code, out.as_str()), (Some(6), ""), "{args:?}");
+            assert!(err.starts_with("kvtop: no node reachable: 127.0.0.1:1 "), "{err}");
+            begun.elapsed() < Duration::from_secs(4)
+        };
+        assert!((0..3).any(|_| at_once()), "{args:?}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
@@ -232,7 +236,7 @@ impl Session {
         let begun = Instant::now();
         while !self.written().contains(what) {
             assert!(
-                begun.elapsed() < Duration::from_secs(10),
+                begun.elapsed() < Duration::from_secs(30),
                 "{what:?} not in {:?}",
                 self.written()
             );
@@ -265,20 +269,32 @@ fn given_back(out: &str) -> bool {
 #[test]
 fn q_answers_at_once_even_when_nothing_is_reachable() {
     for (keys, endpoint) in [("q", DEAD), ("\x03", DEAD), (" q", "192.0.2.1:7400")] {
-        let session = Session::start(&format!("--endpoint {endpoint}")).shows("connecting");
-        let begun = Instant::now();
-        let out = session.types(keys).ended();
-        assert!(begun.elapsed() < Duration::from_secs(1), "{keys:?}");
-        assert!(given_back(&out) && out.contains("exit 0"), "{out}");
+        // A machine that stands still spoils one of three; a wait for an answer spoils each.
+        let at_once = || {
+            let session = Session::start(&format!("--endpoint {endpoint}")).shows("connecting");
+            let begun = Instant::now();
+            let out = session.types(keys).ended();
+            let took = begun.elapsed();
+            assert!(given_back(&out) && out.contains("exit 0"), "{out}");
+            took < Duration::from_secs(1)
+        };
+        assert!((0..3).any(|_| at_once()), "{keys:?}");
     }
 }
 
 #[test]
 fn a_signal_ends_it_and_gives_the_terminal_back() {
     for (name, code) in [("TERM", 143), ("INT", 130), ("HUP", 129)] {
-        let launcher = format!("timeout --foreground --preserve-status -s {name} 1");
+        let home = tempfile::tempdir().expect("a directory");
+        let pid = home.path().join("pid");
+        // The shell's own id, which kvtop takes over from it.
+        let launcher = format!("sh -c 'echo $$ >{}; exec \"$0\" \"$@\"'", pid.display());
         let session = Session::start_as(&launcher, &format!("--endpoint {DEAD}"), &[]);
-        let out = session.shows("connecting").ended();
+        let session = session.shows("connecting");
+        let pid = std::fs::read_to_string(&pid).expect("it has begun");
+        let kill = Command::new("kill").args([&format!("-{name}"), pid.trim()]).status();
+        assert!(kill.expect("kill runs").success());
+        let out = session.ended();
         assert!(given_back(&out) && out.contains(&format!("exit {code}")), "{name}: {out}");
     }
 }
