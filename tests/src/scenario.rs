@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 /// N, R and W of both keyspaces, unless a test is about others.
 const QUORUM: (u32, u32, u32) = (3, 2, 2);
 
+/// How long a client waits for an answer, both tries together: a machine that stands still for a
+/// second or two must not count as a request that failed.
+const DEADLINE: Duration = Duration::from_secs(8);
+
 /// Nodes compare so often, and take away a tombstone that all have held for so long: in a test
 /// nothing may wait for minutes, and nothing under way lasts longer than the second.
 const SETTINGS: [(&str, &str); 2] = [("KVD_REPAIR_EVERY", "3s"), ("KVD_GC_AFTER", "12s")];
@@ -28,6 +32,7 @@ pub struct Scenario {
     pub cluster: Cluster,
     loads: Vec<Load>,
     n: u32,
+    besides: Vec<String>,
 }
 
 /// What came of it.
@@ -80,15 +85,20 @@ impl Scenario {
         let create = ["keyspaces", "create", "strict", "--mode", "strict"];
         ok(cluster.kvctl(&[&create, &quorum[..]].concat()));
         let seed = seed_of_run();
-        let sloppy = Options { seed, ..Options::default() };
+        let sloppy = Options { seed, deadline: DEADLINE, ..Options::default() };
         // Another seed: values of one keyspace that show in the other are then noticed.
         let strict =
             Options { seed: seed + 1, keyspace: "strict".into(), strict: true, ..sloppy.clone() };
         let start = |options| Load::start(&cluster.nodes, change(options));
         let loads = [sloppy, strict].map(start).into();
-        let scenario = Self { cluster, loads, n };
+        let scenario = Self { cluster, loads, n, besides: Vec::new() };
         scenario.pass(200);
         scenario
+    }
+
+    /// A test puts this key in the sloppy keyspace, besides those of the load.
+    pub fn put_besides(&mut self, key: &str) {
+        self.besides.push(key.to_owned());
     }
 
     /// Waits until `more` operations have been begun in each keyspace from now on.
@@ -187,32 +197,62 @@ impl Scenario {
         pairs.collect()
     }
 
-    /// Every home's own copy of every key is the same.
+    /// Every home's own copy of every key is the same, and nobody holds any other.
     fn replicas_are_equal(&self, client: &Client) {
-        for load in &self.loads {
-            for key in load.keys() {
-                let (key, keyspace) = (key.into_bytes(), load.keyspace().to_owned());
-                let ask = LocateRequest { keyspace: keyspace.clone(), key: key.clone().into() };
-                let located = self.cluster.block_on(async { client.admin().locate(ask).await });
-                let located = located.expect("where the key is").into_inner();
-                let homes = located.preference.iter().filter(|node| !node.fallback);
-                let copies: Vec<_> = homes
-                    .map(|home| {
-                        let (node, keyspace) = (home.node.clone(), keyspace.clone());
-                        let ask = ReadCopyRequest { node, keyspace, key: key.clone().into() };
-                        let copy =
-                            self.cluster.block_on(async { client.admin().read_copy(ask).await });
-                        copy.expect("a copy").into_inner()
-                    })
-                    .collect();
-                let first = &copies[0];
-                let alike = copies.iter().all(|copy| copy.digest == first.digest);
-                let clocks: Vec<String> =
-                    copies.iter().map(|copy| format!("{}: {}", copy.node, copy.clock)).collect();
-                let key = String::from_utf8_lossy(&key);
-                assert!(alike, "{keyspace}/{key} differs, though all pairs match: {clocks:?}");
+        let mut last = String::new();
+        eventually("as many records on all disks as replicas have", || {
+            let held = self.held_by_homes(client);
+            let view = self.view(client)?;
+            let stats = view.nodes.iter().map(|node| Some(node.stats.as_ref()?.keys));
+            let found = stats.sum::<Option<u64>>()?;
+            let now = format!("replicas have {held}, on all disks are {found}");
+            if now != last {
+                eprintln!("{now}");
+                last = now;
             }
+            (held == found).then_some(())
+        });
+    }
+
+    /// How many copies the homes of all keys hold, those of one key alike.
+    fn held_by_homes(&self, client: &Client) -> u64 {
+        let mut held = 0;
+        for load in &self.loads {
+            let keys = load.keys().map(|key| self.copies(client, load.keyspace(), &key));
+            let of_load: u64 = keys.sum();
+            assert!(of_load > 0, "no replica holds anything of {}", load.keyspace());
+            held += of_load;
         }
+        held + self.besides.iter().map(|key| self.copies(client, "default", key)).sum::<u64>()
+    }
+
+    /// How many of a key's homes hold a copy of it, once all say the same.
+    fn copies(&self, client: &Client, keyspace: &str, key: &str) -> u64 {
+        let bytes: bytes::Bytes = key.as_bytes().to_vec().into();
+        let ask = LocateRequest { keyspace: keyspace.to_owned(), key: bytes.clone() };
+        let located = self.cluster.block_on(async { client.admin().locate(ask).await });
+        let located = located.expect("where the key is").into_inner();
+        let homes = located.preference.iter().filter(|node| !node.fallback);
+        let homes: Vec<String> = homes.map(|home| home.node.clone()).collect();
+        assert_eq!(homes.len(), self.n as usize, "{keyspace}/{key} is to be on N nodes");
+        let copy = |node: &String| {
+            let (node, keyspace) = (node.clone(), keyspace.to_owned());
+            let ask = ReadCopyRequest { node, keyspace, key: bytes.clone() };
+            let copy = self.cluster.block_on(async { client.admin().read_copy(ask).await });
+            copy.expect("a copy").into_inner()
+        };
+        let mut clocks = Vec::new();
+        // A tombstone that all have held long enough goes from one node after the other.
+        eventually(&format!("{keyspace}/{key} to be the same on {homes:?}"), || {
+            let copies: Vec<_> = homes.iter().map(copy).collect();
+            let now: Vec<String> = copies.iter().map(|copy| copy.clock.clone()).collect();
+            if !clocks.is_empty() && now != clocks {
+                eprintln!("{keyspace}/{key} differs, though all pairs match: {now:?}");
+            }
+            clocks = now;
+            let alike = copies.iter().all(|copy| copy.digest == copies[0].digest);
+            alike.then(|| copies.iter().filter(|copy| !copy.clock.is_empty()).count() as u64)
+        })
     }
 }
 

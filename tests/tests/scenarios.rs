@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tests::eventually;
 use tests::load::Options;
 use tests::net::{self, Net};
-use tests::process::{ok, run, text};
+use tests::process::{Cluster, ok, run, text};
 use tests::scenario::Scenario;
 
 fn all_answered(ended: &tests::scenario::Ended) {
@@ -60,6 +60,7 @@ fn with_two_of_three_killed_sloppy_goes_on_and_strict_refuses_in_words() {
         ok(cluster.kvctl_via(0, &["put", &key, "v", "--blind", "--w", "1"]));
         assert_eq!(ok(cluster.kvctl_via(0, &["get", &key, "--r", "1"])), b"v");
     }
+    (0..20).for_each(|i| scenario.put_besides(&format!("alone{i}")));
     scenario.pass(100);
     scenario.cluster.nodes[1].start();
     scenario.cluster.nodes[2].start();
@@ -95,15 +96,33 @@ fn a_node_that_keeps_hints_is_killed_while_it_hands_them_over() {
     let mut scenario = Scenario::start_with(3, |options| Options { keys: 300, ..options });
     scenario.cluster.nodes[2].kill();
     scenario.pass(800);
+    let cluster = &scenario.cluster;
+    eventually("n1 to keep something for n3", || (kept(cluster, "n1", "n3") > 0).then_some(()));
+    ok(cluster.kvctl_via(0, &["hints", "pause", "--node", "n1"]));
     scenario.cluster.nodes[2].start();
-    eventually("a hint to be handed over", || {
-        scenario.cluster.nodes[0].log().contains("n3 up").then_some(())
+    let cluster = &scenario.cluster;
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    let before = kept(cluster, "n1", "n3");
+    ok(cluster.kvctl_via(0, &["hints", "resume", "--node", "n1"]));
+    let left = eventually("a hint to be handed over", || {
+        let left = kept(cluster, "n1", "n3");
+        (left < before).then_some(left)
     });
+    eprintln!("killed with {left} of {before} hints left");
     scenario.cluster.nodes[0].kill();
     scenario.pass(100);
     scenario.cluster.nodes[0].start();
     scenario.pass(200);
     scenario.end();
+}
+
+/// Keys that one node keeps for another.
+fn kept(cluster: &Cluster, node: &str, target: &str) -> u64 {
+    let listed = run(cluster.kvctl_via(0, &["hints", "list", "--node", node, "-o", "json"]));
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let hints = listed["data"].as_array().unwrap().iter();
+    let of = hints.filter(|hint| hint["target"] == target);
+    of.map(|hint| hint["keys"].as_str().unwrap().parse::<u64>().unwrap()).sum()
 }
 
 #[test]
@@ -172,7 +191,8 @@ fn start_in(net: &Net, nodes: usize) -> Scenario {
 #[test]
 fn halves_are_cut_apart_and_both_take_writes() {
     net::within(|net| {
-        let scenario = start_in(net, 4);
+        let mut scenario = start_in(net, 4);
+        scenario.put_besides("both");
         net.split(&[0, 1], &[2, 3]);
         for (via, value) in [(0, "one side"), (2, "the other")] {
             // Two nodes are W of any key, whichever are its homes.
