@@ -147,8 +147,8 @@ impl Get {
         // Only then may a fallback know of a write that no home has.
         let fallbacks = match keyspace.mode {
             Mode::Sloppy if parties.homes.iter().any(unreachable) => {
-                let (layout, n, token) = (&cluster.layout, keyspace.n, key.token());
-                let others = preference::stand_ins(layout, n, token, &parties.homes);
+                let (layout, id, token) = (&cluster.layout, keyspace.id(), key.token());
+                let others = preference::stand_ins(layout, id, token, &parties.homes);
                 others.into_iter().filter(|uid| !unreachable(uid)).collect()
             }
             _ => Vec::new(),

@@ -14,7 +14,7 @@ use super::{Cluster, Node, deadline, value};
 use crate::clock;
 use crate::dynamo::history::Coverage;
 use crate::dynamo::key::Key;
-use crate::dynamo::layout::Mode;
+use crate::dynamo::layout::{Keyspace, Mode};
 use crate::dynamo::node::{RequestId, Uid};
 use crate::dynamo::object::{Intent, Object, Record};
 use crate::dynamo::preference::{self, Parties};
@@ -87,6 +87,8 @@ struct Checked {
     /// W, if the client says how many.
     w: Option<u8>,
     mode: Mode,
+    /// The mode, if the client says which.
+    strict: Option<bool>,
     compression: Option<Codec>,
     intent: Intent,
     /// What the client had seen: the base of the context it gets back.
@@ -204,11 +206,7 @@ impl ClientWrite {
         let quorum = quorum.map_err(|error| errors::quorum_invalid(&error))?;
         let seen = cluster.sealer.open(&key, context);
         let seen = seen.map_err(|error| errors::context(&error))?;
-        let mode = match strict {
-            Some(true) => Mode::Strict,
-            Some(false) => Mode::Sloppy,
-            None => keyspace.mode,
-        };
+        let mode = mode(strict, &keyspace);
         let record = Record {
             value: value.cloned().map(Value::Plain),
             request,
@@ -223,6 +221,7 @@ impl ClientWrite {
             quorum,
             w: w.map(|_| quorum.needed),
             mode,
+            strict,
             compression: keyspace.compression,
             intent,
             seen,
@@ -244,7 +243,26 @@ impl ClientWrite {
     }
 }
 
+fn mode(strict: Option<bool>, keyspace: &Keyspace) -> Mode {
+    match strict {
+        Some(true) => Mode::Strict,
+        Some(false) => Mode::Sloppy,
+        None => keyspace.mode,
+    }
+}
+
 impl Checked {
+    /// Goes on with what is known by now of the layouts: N, W and mode may be others there. A W that
+    /// the client asked for and that has become too large is all there are.
+    fn goes_on_with(&mut self, cluster: Arc<Cluster>) {
+        if let Some(keyspace) = cluster.layout.keyspace_by_id(self.key.keyspace()) {
+            let needed = self.w.unwrap_or(keyspace.w).min(keyspace.n);
+            self.quorum = Quorum { n: keyspace.n, needed };
+            self.mode = mode(self.strict, keyspace);
+        }
+        self.cluster = cluster;
+    }
+
     /// Whether it may wait for nodes that have just been made members, as long as there is time to
     /// tell the client that they did not come.
     fn may_wait(&self) -> bool {
@@ -276,8 +294,9 @@ impl Checked {
             homes.iter().filter(|home| !is_home || !takes(home)).copied().collect();
         let fallbacks = match self.mode {
             Mode::Sloppy if !down.is_empty() || !is_home => {
-                let (layout, token) = (&self.cluster.layout, self.key.token());
-                let others = preference::stand_ins(layout, self.quorum.n, token, homes);
+                let (keyspace, token) = (self.key.keyspace(), self.key.token());
+                let layout = &self.cluster.layout;
+                let others = preference::stand_ins(layout, keyspace, token, homes);
                 let others = others.into_iter().filter(|uid| *uid != node.uid);
                 others.filter(takes).collect()
             }
@@ -357,7 +376,7 @@ async fn coordinate_here(
             // Who has just been made a member is linked to in a moment.
             Err(_too_few) => tokio::time::sleep(LINK_PAUSE).await,
         }
-        checked.cluster = node.cluster()?;
+        checked.goes_on_with(node.cluster()?);
         parties = checked.parties()?;
     };
     if let Some(Value::Plain(sent)) = &checked.intent.record.value {
@@ -487,10 +506,10 @@ impl Put {
         }
         let before = self.checked.cluster.digest;
         catch_up(&self.node, &self.checked.cluster, with).await;
-        self.checked.cluster = self.node.cluster()?;
+        self.checked.goes_on_with(self.node.cluster()?);
         if self.checked.cluster.digest == before {
             tokio::time::sleep(LAYOUT_PAUSE).await; // another is just exchanging with it
-            self.checked.cluster = self.node.cluster()?;
+            self.checked.goes_on_with(self.node.cluster()?);
         }
         let (write, steps, parties) = loop {
             let parties = self.checked.parties()?;
@@ -499,7 +518,7 @@ impl Put {
                 Err(_too_few) if !self.checked.may_wait() => return Err(self.unmet()),
                 Err(_too_few) => tokio::time::sleep(LINK_PAUSE).await,
             }
-            self.checked.cluster = self.node.cluster()?;
+            self.checked.goes_on_with(self.node.cluster()?);
         };
         (self.write, self.homes, self.stale) = (write, parties.homes, None);
         self.under_way = FuturesUnordered::new();

@@ -92,8 +92,13 @@ pub fn parties(
     Some(Parties { under: read.origin, read: order, r, w, write, homes })
 }
 
-/// Who takes a write in place of these homes, in order; at most [`FALLBACKS_MAX`].
-pub fn stand_ins(layout: &Layout, n: u8, token: Token, homes: &[Uid]) -> Vec<Uid> {
+/// Who takes a write in place of these homes, in order; at most [`FALLBACKS_MAX`], and nobody if the
+/// layout has no such keyspace. As many copies as it has *there* say who: a request may have begun
+/// when it had more or fewer.
+pub fn stand_ins(layout: &Layout, keyspace: KeyspaceId, token: Token, homes: &[Uid]) -> Vec<Uid> {
+    let Some(n) = layout.keyspace_by_id(keyspace).map(|keyspace| keyspace.n) else {
+        return Vec::new();
+    };
     let homes: Vec<u16> = homes.iter().filter_map(|uid| layout.slot(*uid)).collect();
     uids(layout, &fallbacks(layout, n, layout.partition_of(token), &homes))
 }
@@ -130,6 +135,7 @@ fn fallbacks(layout: &Layout, n: u8, partition: u32, homes: &[u16]) -> Vec<u16> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dynamo::layout::Keyspace;
     use crate::dynamo::layout::samples::layout;
     use proptest::prelude::*;
     use std::collections::{BTreeMap, BTreeSet};
@@ -169,6 +175,26 @@ mod tests {
         assert_eq!(layout.copies(3)[usize::from(layout.slot(idle).unwrap())], 0);
         let list = preference(&layout, 3, Token::of(b"k"));
         assert_eq!((list.fallbacks.len(), list.fallbacks[1]), (2, idle));
+    }
+
+    #[test]
+    fn who_stands_in_is_for_the_newest_layout_to_say() {
+        use crate::dynamo::layout::{Change, DEFAULT_KEYSPACE};
+        let before = layout(&[1; 8], 1);
+        let default = before.keyspace(DEFAULT_KEYSPACE).unwrap().clone();
+        let (id, token) = (default.id(), Token::of(b"k"));
+        // A write set out when there were three copies, and has learned that there are five.
+        let change = Change::SetKeyspace(Keyspace { n: 5, r: 3, w: 3, ..default });
+        let after = before.changed(&[change], Vec::new(), None).unwrap();
+        assert!(!after.tables().contains_key(&3));
+        let history = History::new(before).with_child(after).unwrap();
+        let homes = parties(&history, id, token, None).unwrap().homes;
+        let others = stand_ins(history.head(), id, token, &homes);
+        assert_eq!(others.len(), 8 - homes.len());
+        assert!(others.iter().all(|uid| !homes.contains(uid)));
+        let gone = history.head().changed(&[Change::DropKeyspace(id)], Vec::new(), None);
+        assert!(gone.is_err(), "the default stays");
+        assert_eq!(stand_ins(history.head(), KeyspaceId(7), token, &homes), []);
     }
 
     #[test]
