@@ -247,8 +247,7 @@ pub async fn sweep(node: Arc<Node>) {
 fn leaves_for_good(node: &Node, cluster: &Cluster) -> bool {
     let is_member = cluster.layout.member(node.uid).is_some();
     let settled = cluster.history.is_settled() && !is_member;
-    // One alone may not know yet that it is to stay after all.
-    let told = lock(&node.moves.removed).len() * 2 > cluster.peers.len();
+    let told = cluster.history.is_removed_by(node.uid, &lock(&node.moves.removed));
     let gone = settled || told;
     if gone {
         let text = format!("{} was removed from the cluster, and stops", node.name());

@@ -100,9 +100,12 @@ pub struct Settled {
 }
 
 /// How moves should go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+///
+/// Of two, the greater counts: that of the later stamp, and of two said at once the same one
+/// everywhere.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Control {
-    /// Of two, the greater counts.
+    /// How often orders were given.
     pub stamp: u64,
     /// Nothing is to move.
     pub paused: bool,
@@ -281,6 +284,15 @@ impl History {
         self.layouts.iter().any(|layout| layout.is_lost(uid))
     }
 
+    /// Whether `me` is to take it from these, who say that it was removed, that it has no part any
+    /// more: from more than half of the members of the newest layout it knows. One alone may not
+    /// know that it is to stay after all; and who leaves as it does may be gone before it is asked.
+    pub fn is_removed_by(&self, me: Uid, told_by: &BTreeSet<Uid>) -> bool {
+        let stay = self.head().members().iter().map(|member| member.uid).filter(|uid| *uid != me);
+        let told = stay.clone().filter(|uid| told_by.contains(uid)).count();
+        told * 2 > stay.count()
+    }
+
     /// All keyspaces that any layout has.
     pub fn keyspaces(&self) -> BTreeSet<KeyspaceId> {
         self.layouts.iter().flat_map(|layout| layout.keyspaces().keys().copied()).collect()
@@ -323,10 +335,7 @@ impl History {
                 .and_modify(|ours| ours.join(theirs))
                 .or_insert_with(|| theirs.clone());
         }
-        let control = match self.control.stamp >= other.control.stamp {
-            true => self.control,
-            false => other.control,
-        };
+        let control = self.control.max(other.control);
         // What counts no more on one side is left out, unless the other has come another way.
         let mut marks = self.marks.clone();
         marks.join(&other.marks);
@@ -382,6 +391,10 @@ impl History {
     fn settle_now(&mut self, now_ms: u64) -> bool {
         let id = self.head().id();
         self.settled.insert(id, Settled { at_ms: now_ms, past: Vec::new() });
+        // Orders were for what is done now: the next change is not to find itself paused.
+        if self.control.paused || self.control.bytes_per_second.is_some() {
+            self.control = Control { stamp: self.control.stamp + 1, ..Control::default() };
+        }
         self.prune();
         true
     }
@@ -493,13 +506,19 @@ fn below(all: &[Arc<Layout>], settled: &BTreeMap<LayoutId, Settled>) -> Vec<u64>
         }
         lines.push(line);
     }
-    // Parents may come in any order of a line: until nothing is added.
+    // Parents may come in any order of a line, and a merge of merges says what one of all their
+    // changes does: until nothing is added.
+    let is_within = |one: &Layout, line: &BTreeSet<LayoutId>| {
+        line.contains(&one.id())
+            || (one.parents().len() > 1 && one.parents().iter().all(|parent| line.contains(parent)))
+    };
     loop {
         let mut grew = false;
         for at in 0..all.len() {
             for other in 0..all.len() {
-                if at != other && lines[at].contains(&all[other].id()) {
-                    let more = lines[other].clone();
+                if at != other && is_within(&all[other], &lines[at]) {
+                    let mut more = lines[other].clone();
+                    more.insert(all[other].id());
                     let size = lines[at].len();
                     lines[at].extend(more);
                     grew |= lines[at].len() > size;
@@ -510,11 +529,7 @@ fn below(all: &[Arc<Layout>], settled: &BTreeMap<LayoutId, Settled>) -> Vec<u64>
             break;
         }
     }
-    let within = |one: usize, other: usize| {
-        let (one, line) = (&all[one], &lines[other]);
-        line.contains(&one.id())
-            || (one.parents().len() > 1 && one.parents().iter().all(|parent| line.contains(parent)))
-    };
+    let within = |one: usize, other: usize| is_within(&all[one], &lines[other]);
     let is_below = |one: usize, other: usize| {
         one != other && within(one, other) && (!within(other, one) || one < other)
     };
@@ -546,8 +561,11 @@ fn changes_below<'a>(all: &'a [Arc<Layout>], below: &[u64], heads: &[usize]) -> 
     let is_newest =
         |at: &usize| !changes.iter().any(|other| other != at && below[*other] >> at & 1 == 1);
     let mut newest: Vec<usize> = changes.iter().copied().filter(is_newest).collect();
-    // More than a layout can name: the rest is merged with what these make.
-    newest.truncate(PARENTS_MAX);
+    // More than a layout can name: some of them make one, which is merged with the rest as it is.
+    if newest.len() > PARENTS_MAX {
+        newest = heads.to_vec();
+        newest.truncate(PARENTS_MAX);
+    }
     newest.into_iter().map(|at| &*all[at]).collect()
 }
 

@@ -69,9 +69,13 @@ impl Config {
     }
 
     /// Of how many replicas another must have all, to have every write that W of these have.
+    fn whole_quorum(&self) -> usize {
+        (self.members.len() + 1).saturating_sub(self.w.into())
+    }
+
+    /// The same, or all that are left.
     fn sync_quorum(&self) -> usize {
-        let there = self.members.len() - self.lost.len();
-        (self.members.len() + 1).saturating_sub(self.w.into()).min(there)
+        self.whole_quorum().min(self.members.len() - self.lost.len())
     }
 }
 
@@ -94,8 +98,10 @@ pub enum Coverage {
 pub struct SyncTask {
     /// The keyspace.
     pub keyspace: KeyspaceId,
-    /// The partition, of 2^[`History::bits`].
+    /// The partition, of 2^`bits`.
     pub partition: u32,
+    /// How fine the ring was cut when this was found out: it may be cut finer by the time it is done.
+    pub bits: u32,
     /// The config it is for.
     pub origin: LayoutId,
     /// The config it is level with.
@@ -207,7 +213,7 @@ impl History {
             config.flipped = config.initial || settled.contains(&at) || config.has_enough_synced();
             let gone = |uid: &&Uid| config.closed.contains(uid) || config.lost.contains(uid);
             config.certified = config.members.iter().filter(gone).count() >= usize::from(config.w)
-                && !config.closed.is_empty();
+                && (!config.closed.is_empty() || config.lost.len() == config.members.len());
         }
         // What is below a settled one is closed, whoever told.
         for above in settled {
@@ -307,7 +313,8 @@ impl History {
                 {
                     continue;
                 }
-                tasks.extend(sync_task(me, (keyspace, partition), configs, at));
+                let place = (keyspace, partition, self.bits());
+                tasks.extend(sync_task(me, place, configs, at));
             }
         });
         tasks
@@ -317,7 +324,7 @@ impl History {
     /// level yet. Until they are, it is better not to flip: whoever gives its copy up then leaves as
     /// many whole ones as there were.
     pub fn newcomers(&self, task: &SyncTask) -> Vec<Uid> {
-        let configs = self.configs_of(task.keyspace, task.partition);
+        let configs = self.configs(task.keyspace, Token::range(task.partition, task.bits).0);
         let held = |uid: &Uid| {
             let readable = configs.iter().filter(|it| it.flipped && it.origin != task.origin);
             readable.into_iter().any(|config| config.members.contains(uid))
@@ -331,10 +338,10 @@ impl History {
 
     /// With these copies level: `me` has compared them as their tasks say.
     pub fn with_synced(&self, me: Uid, done: &[SyncTask]) -> Self {
-        let (mut next, bits) = (self.clone(), self.bits());
+        let mut next = self.clone();
         for task in done.iter().filter(|task| self.position(task.origin).is_some()) {
             let key = (task.origin, task.keyspace, me);
-            next.marks.synced(key, bits, task.partition);
+            next.marks.synced(key, task.bits, task.partition);
         }
         next
     }
@@ -555,14 +562,19 @@ fn put(
 /// enough of its replicas are left.
 fn sync_task(
     me: Uid,
-    (keyspace, partition): (KeyspaceId, u32),
+    (keyspace, partition, bits): (KeyspaceId, u32, u32),
     configs: &[Config],
     at: usize,
 ) -> Option<SyncTask> {
     let config = &configs[at];
     let sources = (0..=at).rev().filter(|one| *one == at || config.below >> one & 1 == 1);
-    let mut sources = sources.map(|one| &configs[one]).filter(|source| source.flipped);
-    let source = sources.find(|source| source.readable().count() >= source.sync_quorum())?;
+    let sources: Vec<&Config> =
+        sources.map(|one| &configs[one]).filter(|source| source.flipped).collect();
+    let has = |source: &&&Config, needed: usize| source.readable().count() >= needed;
+    // One that nothing is lost of, rather than what is left of a newer one.
+    let whole = sources.iter().find(|source| has(source, source.whole_quorum()));
+    let source = whole.or_else(|| sources.iter().find(|source| has(source, source.sync_quorum())));
+    let source = source?;
     let held = |other: &&Config| {
         other.origin != config.origin && other.flipped && other.members.contains(&me)
     };
@@ -570,6 +582,7 @@ fn sync_task(
     Some(SyncTask {
         keyspace,
         partition,
+        bits,
         origin: config.origin,
         under: source.origin,
         candidates: source.readable().collect(),

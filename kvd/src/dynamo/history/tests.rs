@@ -319,6 +319,137 @@ fn a_ring_cut_finer_keeps_every_config() {
 }
 
 #[test]
+fn what_was_synced_stays_where_it_was_when_the_ring_is_cut_finer_meanwhile() {
+    let first = History::new(layout(&[1; 12], 3));
+    let mut more = members(&[1; 13], 3, 0);
+    more.retain(|member| first.head().member(member.uid).is_none());
+    let mut tuned = first.head().keyspace("default").unwrap().clone();
+    (tuned.r, tuned.w) = (1, 3);
+    let next = first.with_child(child(&first, Change::SetKeyspace(tuned))).unwrap();
+    let me = next.head().members()[0].uid;
+    let task = next.to_sync(me).into_iter().find(|task| task.partition > 1).unwrap();
+    // It compares, and learns of a node more while it does.
+    let finer = next.with_child(child(&next, Change::Add(more.remove(0)))).unwrap();
+    assert_eq!((next.bits(), finer.bits()), (8, 9));
+    let done = finer.with_synced(me, std::slice::from_ref(&task));
+    for partition in 0..512 {
+        let configs = done.configs_of(default_id(), partition);
+        let config = configs.iter().find(|config| config.origin == task.origin).unwrap();
+        let is_there = config.synced.contains(&me);
+        assert_eq!(is_there, partition / 2 == task.partition, "{partition} of {task:?}");
+    }
+}
+
+#[test]
+fn a_config_that_nobody_is_left_of_is_not_waited_for() {
+    let default = crate::dynamo::layout::Keyspace { n: 1, r: 1, w: 1, ..keyspace("default", 3) };
+    let first = Layout::genesis("test", members(&[1; 4], 1, 0), default.clone()).unwrap();
+    let first = History::new(first);
+    let dies = first.head().members()[1].uid;
+    let lost = first.with_child(child(&first, Change::Remove { uid: dies, lost: true })).unwrap();
+    assert!(work_all(lost.clone()).is_settled());
+    // Of two that are both gone.
+    let two = crate::dynamo::layout::Keyspace { n: 2, r: 1, w: 2, ..default };
+    let first = Layout::genesis("test", members(&[1; 4], 1, 0), two).unwrap();
+    let mut history = History::new(first);
+    for at in [1, 0] {
+        let uid = history.head().members()[at].uid;
+        let dies = child(&history, Change::Remove { uid, lost: true });
+        history = history.with_child(dies).unwrap();
+    }
+    assert!(work_all(history).is_settled());
+}
+
+#[test]
+fn a_copy_comes_from_a_set_that_is_whole_before_one_that_lost_too_many() {
+    let default = crate::dynamo::layout::Keyspace { n: 1, r: 1, w: 1, ..keyspace("default", 3) };
+    let first = Layout::genesis("test", members(&[1; 3], 1, 0), default).unwrap();
+    let mut more = members(&[1; 4], 1, 0);
+    more.retain(|member| first.member(member.uid).is_none());
+    let first = History::new(first);
+    let fourth = more.remove(0);
+    let next = first.with_child(child(&first, Change::Add(fourth.clone()))).unwrap();
+    // It has its copies, they may be read, and the old ones are not closed: then it dies.
+    let flipped = next.with_synced(fourth.uid, &next.to_sync(fourth.uid));
+    let dies = Change::Remove { uid: fourth.uid, lost: true };
+    let dead = flipped.with_child(child(&flipped, dies)).unwrap();
+    let mut again = 0;
+    for member in dead.head().members() {
+        for task in dead.to_sync(member.uid) {
+            let token = Token::range(task.partition, task.bits).0;
+            let old = &dead.configs(default_id(), token)[0];
+            assert_eq!((task.under, task.needed), (old.origin, 1), "{task:?}");
+            again += 1;
+        }
+    }
+    assert!(again > 0, "somebody takes over what the fourth had");
+    assert!(work_all(dead).is_settled());
+}
+
+#[test]
+fn orders_for_moves_are_joined_alike_and_end_with_what_they_were_given_for() {
+    let (first, fourth) = three_and_one();
+    let open = first.with_child(child(&first, Change::Add(fourth))).unwrap();
+    let (paused, slow) = (open.with_control(Some(true), None), open.with_control(None, Some(7)));
+    let both = paused.join(&slow).unwrap();
+    assert_eq!(both, slow.join(&paused).unwrap());
+    assert_eq!(both.control(), both.join(&slow).unwrap().join(&paused).unwrap().control());
+    // What is said while nothing is under way is for what comes next.
+    let ahead = first.with_control(None, Some(7));
+    assert_eq!(ahead.join(&first).unwrap().control().bytes_per_second, Some(7));
+    let end = work_all(both.clone());
+    assert!(end.is_settled());
+    let control = end.control();
+    assert_eq!((control.paused, control.bytes_per_second), (false, None));
+    assert_eq!(end.join(&both).unwrap().control(), control, "what is late says nothing");
+}
+
+#[test]
+fn who_is_removed_by_most_of_those_that_stay_is_gone_however_many_leave() {
+    let first = History::new(layout(&[1; 5], 1));
+    let uids: Vec<Uid> = first.head().members().iter().map(|member| member.uid).collect();
+    let leave = uids[2..].iter().map(|uid| Change::Remove { uid: *uid, lost: false });
+    let leave: Vec<Change> = leave.collect();
+    let mut default = first.head().keyspace("default").unwrap().clone();
+    (default.n, default.r, default.w) = (2, 1, 2);
+    let mut changes = vec![Change::SetKeyspace(default)];
+    changes.extend(leave);
+    let two = first.with_child(first.head().changed(&changes, Vec::new(), None).unwrap()).unwrap();
+    let told = |at: &[usize]| at.iter().map(|at| uids[*at]).collect::<BTreeSet<Uid>>();
+    assert!(two.is_removed_by(uids[4], &told(&[0, 1])), "the two who stay say so");
+    assert!(!two.is_removed_by(uids[4], &told(&[0])), "one alone may not know");
+    assert!(!two.is_removed_by(uids[4], &told(&[2, 3])), "they leave themselves");
+    // Who has not heard of it counts all it knows of.
+    assert!(!first.is_removed_by(uids[4], &told(&[0, 1])));
+    assert!(first.is_removed_by(uids[4], &told(&[0, 1, 2])));
+    assert!(!first.is_removed_by(uids[4], &told(&[])));
+}
+
+#[test]
+fn any_number_of_changes_at_once_is_merged() {
+    let first = History::new(layout(&[1; 3], 1));
+    let side = |at: usize| {
+        let change = Change::CreateKeyspace(keyspace(&format!("k{at}"), 3));
+        first.with_child(child(&first, change)).unwrap()
+    };
+    let sides: Vec<History> = (0..PARENTS_MAX + 4).map(side).collect();
+    let all = |order: &mut dyn Iterator<Item = &History>| {
+        let first = order.next().unwrap().clone();
+        order.fold(first, |all, one| all.join(one).unwrap())
+    };
+    let layouts = sides.iter().flat_map(|it| it.layouts().iter().cloned()).collect();
+    let settled = first.settled().clone();
+    let (marks, left, control) = Default::default();
+    let at_once = History::from_parts(layouts, settled, marks, left, control).unwrap();
+    assert_eq!(at_once.head().keyspaces().len(), sides.len() + 1);
+    let (up, down) = (all(&mut sides.iter()), all(&mut sides.iter().rev()));
+    let both = up.join(&down).unwrap();
+    assert_eq!(both, down.join(&up).unwrap());
+    assert_eq!(both.head().keyspaces().len(), sides.len() + 1);
+    assert!(work_all(both.join(&at_once).unwrap()).is_settled());
+}
+
+#[test]
 fn parts_are_a_set_at_any_fineness() {
     let mut parts = Parts::default();
     assert!(parts.insert(8, 3) && !parts.insert(8, 3));
@@ -334,6 +465,7 @@ fn parts_are_a_set_at_any_fineness() {
 enum Event {
     Create { node: usize, number: u8 },
     Remove { node: usize, which: usize },
+    Steer { node: usize, paused: bool, rate: Option<u64> },
     Work { node: usize },
     Tell { from: usize, to: usize },
 }
@@ -342,6 +474,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         (0usize..5, 0u8..4).prop_map(|(node, number)| Event::Create { node, number }),
         (0usize..5, 0usize..5).prop_map(|(node, which)| Event::Remove { node, which }),
+        (0usize..5, any::<bool>(), prop::option::of(1u64..3))
+            .prop_map(|(node, paused, rate)| Event::Steer { node, paused, rate }),
         (0usize..5).prop_map(|node| Event::Work { node }),
         (0usize..5, 0usize..5).prop_map(|(from, to)| Event::Tell { from, to }),
         (0usize..5, 0usize..5).prop_map(|(from, to)| Event::Tell { from, to }),
@@ -371,6 +505,9 @@ proptest! {
                     if let Ok(child) = nodes[node].head().changed(&[change], vec![node as u8], None) {
                         nodes[node] = nodes[node].with_child(child).unwrap();
                     }
+                }
+                Event::Steer { node, paused, rate } => {
+                    nodes[node] = nodes[node].with_control(Some(paused), rate);
                 }
                 Event::Work { node } => nodes[node] = work(&nodes[node], uids[node]),
                 Event::Tell { from, to } => {
