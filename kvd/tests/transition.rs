@@ -14,12 +14,14 @@ use simcluster::{Bug, Counts, Setting, first_layout, run};
 use std::sync::Arc;
 use std::time::Instant;
 
-const SETTINGS: [Setting; 5] = [
-    Setting { n: 3, w: 2, r: 2 },
-    Setting { n: 3, w: 3, r: 1 },
-    Setting { n: 3, w: 1, r: 3 },
-    Setting { n: 5, w: 3, r: 3 },
-    Setting { n: 2, w: 2, r: 1 },
+const SETTINGS: [Setting; 6] = [
+    Setting { n: 3, w: 2, r: 2, members: 5 },
+    Setting { n: 3, w: 3, r: 1, members: 5 },
+    Setting { n: 3, w: 1, r: 3, members: 5 },
+    Setting { n: 5, w: 3, r: 3, members: 5 },
+    Setting { n: 2, w: 2, r: 1, members: 5 },
+    // Of one copy each, a fifth node has the ring cut finer.
+    Setting { n: 1, w: 1, r: 1, members: 4 },
 ];
 
 /// Runs of all settings together: many in a build that is quick.
@@ -51,7 +53,8 @@ fn seeds(runs: u64) -> std::ops::Range<u64> {
 
 fn holds_up(setting: Setting) {
     let first = Arc::new(History::new(first_layout(setting)));
-    let (begun, mut counts, seeds) = (Instant::now(), Counts::default(), seeds(RUNS / 5));
+    let (begun, mut counts, seeds) =
+        (Instant::now(), Counts::default(), seeds(RUNS / SETTINGS.len() as u64));
     let runs = seeds.end - seeds.start;
     for seed in seeds {
         match run(&first, seed, None, false).0 {
@@ -89,6 +92,11 @@ fn n5_w3_r3_holds_up() {
 #[test]
 fn n2_w2_r1_holds_up() {
     holds_up(SETTINGS[4]);
+}
+
+#[test]
+fn n1_w1_r1_holds_up() {
+    holds_up(SETTINGS[5]);
 }
 
 /// Were it not so, the others would prove nothing. With R=1 a read has nothing to hide behind: these

@@ -436,10 +436,12 @@ async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Bo
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
     coordinator::merge_here(node, &key, object).await?;
     // Once it is stored: a layout learned before that may have this copy read elsewhere already.
-    if let Some(known) = documents::named(&ask.layout_id) {
-        let mut covers = coordinator::covers(node, &key, known);
-        if covers == Coverage::Ahead && membership::learn_of(node, from, known).await {
-            covers = coordinator::covers(node, &key, known);
+    if let Some(newest) = documents::named(&ask.layout_id) {
+        let sets = ask.sets.iter().filter_map(|id| documents::named(id)).collect();
+        let known = coordinator::Known { newest, sets };
+        let mut covers = coordinator::covers(node, &key, &known);
+        if covers == Coverage::Ahead && membership::learn_of(node, from, newest).await {
+            covers = coordinator::covers(node, &key, &known);
         }
         if covers != Coverage::Known {
             return Err(errors::write_stale());

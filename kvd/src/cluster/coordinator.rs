@@ -40,11 +40,19 @@ pub fn may_read(node: &Node, key: &Key, under: LayoutId) -> Coverage {
     cluster.history.may_read(node.uid, under, key.keyspace(), key.token())
 }
 
-/// Whether a coordinator whose newest layout is `known` knows every replica of a key that this node
-/// knows.
-pub fn covers(node: &Node, key: &Key, known: LayoutId) -> Coverage {
+/// What a write knows of the layouts.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The newest.
+    pub newest: LayoutId,
+    /// The layouts that began the sets of replicas it goes to; none while nothing moves.
+    pub sets: Arc<[LayoutId]>,
+}
+
+/// Whether a coordinator that knows this knows every replica of a key that this node knows.
+pub fn covers(node: &Node, key: &Key, known: &Known) -> Coverage {
     let Ok(cluster) = node.cluster() else { return Coverage::Ahead };
-    cluster.history.covers(known, key.keyspace(), key.token())
+    cluster.history.covers((known.newest, &known.sets), key.keyspace(), key.token())
 }
 
 /// Whether an error says that the layout has changed: with what is known by now, the same may
@@ -139,20 +147,22 @@ async fn read_on(
 }
 
 /// Sends an encoded object, by `lane`, to be merged into another replica's copy, and waits until it
-/// is on its disk. `known`: the newest layout that the write knows; refused, though it may be
-/// stored, if the replica knows of others that have to have it. `None`: no client's write.
+/// is on its disk. `known`: what the write knows of the layouts; refused, though it may be stored, if
+/// the replica knows of others that have to have it. `None`: no client's write.
 pub async fn merge_on(
     cluster: &Cluster,
     (lane, on): (Lane, Uid),
     key: &Key,
     object: Bytes,
-    known: Option<LayoutId>,
+    known: Option<Known>,
     deadline: Instant,
 ) -> Result<(), CallError> {
     let bytes = object.len();
     let (keyspace, key) = (key.keyspace().0, key.bytes().clone());
-    let body =
-        call::Body::Merge(MergeCall { keyspace, key, object, layout_id: wire_layout(known) });
+    let sets = known.iter().flat_map(|known| known.sets.iter());
+    let sets = sets.map(|id| wire_layout(Some(*id))).collect();
+    let layout_id = wire_layout(known.map(|known| known.newest));
+    let body = call::Body::Merge(MergeCall { keyspace, key, object, layout_id, sets });
     stored_on(cluster, (lane, on), body, bytes, deadline).await
 }
 

@@ -1,8 +1,8 @@
 //! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
 
 use super::coordinator::{
-    Held, admit, catch_up, count_failure, covers, is_of_layout, keyspace, mark_silent, merge_here,
-    merge_on, quickest_first, read_copy, read_hints, sibling,
+    Held, Known, admit, catch_up, count_failure, covers, is_of_layout, keyspace, mark_silent,
+    merge_here, merge_on, quickest_first, read_copy, read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
@@ -101,6 +101,8 @@ struct Get {
     key: Key,
     /// The layout whose replicas are read.
     under: LayoutId,
+    /// What it knows of the layouts.
+    known: Known,
     homes: Vec<Uid>,
     quorum: Quorum,
     /// Replicas that must hold the join before a strict keyspace answers.
@@ -158,8 +160,10 @@ impl Get {
             None => Vec::new(),
         };
         let (read, first) = Read::start(ReadSpec { quorum, order, fallbacks, repair_first, also });
+        let known = Known { newest: cluster.layout.id(), sets: parties.sets.into() };
         Ok(Self {
             node: Arc::clone(node),
+            known,
             cluster,
             key,
             under: parties.under,
@@ -216,8 +220,7 @@ impl Get {
 
     /// Whether what a strict get returns is on all sets of replicas that this node knows of by now.
     fn covers_all(&self) -> bool {
-        let known = self.cluster.layout.id();
-        self.repair_first.is_none() || covers(&self.node, &self.key, known) == Coverage::Known
+        self.repair_first.is_none() || covers(&self.node, &self.key, &self.known) == Coverage::Known
     }
 
     /// Late replies still tell who is behind, and repairs under way are seen through.
@@ -310,7 +313,7 @@ impl Get {
         let (node, cluster) = (Arc::clone(&self.node), Arc::clone(&self.cluster));
         let (key, object, deadline) = (self.key.clone(), self.read.joined().clone(), self.deadline);
         // Behind the answer it promises nothing, and may go to whom the layout has no more.
-        let known = self.repair_first.map(|_| cluster.layout.id());
+        let known = self.repair_first.map(|_| self.known.clone());
         Box::pin(async move {
             let done = match on == node.uid {
                 true => merge_here(&node, &key, object).await.map_err(CallError::Refused),

@@ -4,7 +4,7 @@
 //! is not one forwards it.
 
 use super::coordinator::{
-    admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here, keyspace,
+    Known, admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here, keyspace,
     mark_silent, merge_on, quickest_first, wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
@@ -277,6 +277,11 @@ impl Checked {
         parties.ok_or_else(errors::layout_stale)
     }
 
+    /// What it knows of the layouts, given who has a part in it.
+    fn known(&self, parties: &Parties) -> Known {
+        Known { newest: self.cluster.layout.id(), sets: parties.sets.clone().into() }
+    }
+
     /// What the write sets out with at this node.
     fn spec(&self, node: &Node, parties: &Parties) -> WriteSpec {
         let homes = &parties.homes;
@@ -397,7 +402,7 @@ async fn coordinate_here(
         Ok(Ok(outcome)) => outcome.map_err(|error| errors::storage(&error))?,
         Ok(Err(_)) => return Err(errors::storage_dropped()),
         Err(_) => {
-            let mut put = Put::new(node, checked, parties.homes, write, (Bytes::new(), 0));
+            let mut put = Put::new(node, checked, parties, write, (Bytes::new(), 0));
             put.heard
                 .insert(node.uid, (put.checked.started.elapsed(), Some("its disk is slow".into())));
             return Err(put.unmet());
@@ -410,9 +415,8 @@ async fn coordinate_here(
         }
     };
     let own_disk: OwnDisk = synced.boxed().shared();
-    let homes = std::mem::take(&mut parties.homes);
     let object = (prepared.encoded, prepared.siblings);
-    let mut put = Put::new(node, checked, homes, write, object);
+    let mut put = Put::new(node, checked, parties, write, object);
     put.waits_for(own_disk.clone());
     loop {
         match put.run(steps).await {
@@ -465,6 +469,8 @@ struct Put {
     node: Arc<Node>,
     checked: Checked,
     homes: Vec<Uid>,
+    /// What the write knows of the layouts.
+    known: Known,
     write: Write,
     /// The object, for the other replicas, and how many live values it holds.
     object: (Bytes, u32),
@@ -479,13 +485,14 @@ impl Put {
     fn new(
         node: &Arc<Node>,
         checked: Checked,
-        homes: Vec<Uid>,
+        parties: Parties,
         write: Write,
         object: (Bytes, u32),
     ) -> Self {
+        let (known, homes) = (checked.known(&parties), parties.homes);
         let (under_way, heard) = (FuturesUnordered::new(), BTreeMap::new());
         let (sent, stale, node) = (BTreeSet::new(), None, Arc::clone(node));
-        Self { node, checked, homes, write, object, under_way, sent, heard, stale }
+        Self { node, checked, homes, known, write, object, under_way, sent, heard, stale }
     }
 
     fn waits_for(&mut self, own_disk: OwnDisk) {
@@ -520,6 +527,7 @@ impl Put {
             }
             self.checked.goes_on_with(self.node.cluster()?);
         };
+        self.known = self.checked.known(&parties);
         (self.write, self.homes, self.stale) = (write, parties.homes, None);
         self.under_way = FuturesUnordered::new();
         self.sent.clear();
@@ -554,8 +562,7 @@ impl Put {
     /// Whether this node has learned of no other replicas since the write set out. Were it not
     /// asked, the write might be where nobody reads.
     fn covers_all(&self) -> bool {
-        let known = self.checked.cluster.layout.id();
-        covers(&self.node, &self.checked.key, known) == Coverage::Known
+        covers(&self.node, &self.checked.key, &self.known) == Coverage::Known
     }
 
     /// The remaining replicas get it too.
@@ -609,7 +616,7 @@ impl Put {
     fn send(&self, to: Uid) -> BoxFuture<'static, (Uid, Result<(), CallError>)> {
         let cluster = Arc::clone(&self.checked.cluster);
         let (key, object) = (self.checked.key.clone(), self.object.0.clone());
-        let (deadline, known) = (self.checked.deadline, Some(cluster.layout.id()));
+        let (deadline, known) = (self.checked.deadline, Some(self.known.clone()));
         Box::pin(async move {
             let lane = (Lane::Requests, to);
             (to, merge_on(&cluster, lane, &key, object, known, deadline).await)

@@ -212,8 +212,8 @@ struct Round<'a> {
     left: u64,
     /// Why, of one of them.
     why: String,
-    /// It is for a new set of replicas: the newest layout, which the peer has to know, and that
-    /// under which it is still to be read.
+    /// It is for a new set of replicas: the layout that began it, which the peer has to know, and
+    /// that under which it is still to be read.
     moves: Option<(LayoutId, LayoutId)>,
     /// Whether what it mends is told as repaired.
     is_told: bool,
@@ -236,9 +236,11 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Makes this node's copies and a peer's equal in these spans, of a keyspace each, as replicas of a
-/// layout. `newest`: for a new set of replicas; the peer has to know this layout, and to be read
-/// under that other one from the beginning to the end.
+/// Spans of a keyspace, as replicas of a layout; and for a new set of replicas, the layout that began
+/// that: the peer has to know it, and to be read under the other from the beginning to the end.
+pub type Work = BTreeMap<(KeyspaceId, LayoutId, Option<LayoutId>), Vec<Span>>;
+
+/// Makes this node's copies and a peer's equal in these spans.
 ///
 /// # Errors
 /// Why they are not equal, or the peer may not be compared with.
@@ -246,17 +248,16 @@ pub async fn level(
     node: &Arc<Node>,
     cluster: &Arc<Cluster>,
     peer: &Arc<Peer>,
-    newest: Option<LayoutId>,
-    work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>>,
+    work: Work,
 ) -> Result<(), String> {
     let mut round = Round::new(node, cluster, peer);
     round.is_told = false;
-    for ((keyspace, under), mut spans) in work {
+    for ((keyspace, under, origin), mut spans) in work {
         spans.sort_unstable();
         spans.dedup();
-        round.moves = newest.map(|newest| (newest, under));
+        round.moves = origin.map(|origin| (origin, under));
         round.compare_keyspace(keyspace, spans.clone()).await?;
-        if newest.is_some() {
+        if origin.is_some() {
             // Was it closed meanwhile, writers may have passed it by.
             for spans in spans.chunks(SPANS_MAX) {
                 round.their_sums(keyspace, spans, false).await?;
@@ -342,7 +343,7 @@ impl Round<'_> {
         let wire = spans.iter().map(|span| TreeSpan { first: span.first, leaves: span.leaves });
         let id = |id: LayoutId| Bytes::from(id.to_bytes().to_vec());
         let (layout_id, under) = match self.moves {
-            Some((newest, under)) => (id(newest), id(under)),
+            Some((origin, under)) => (id(origin), id(under)),
             None => Default::default(),
         };
         let spans = wire.collect();

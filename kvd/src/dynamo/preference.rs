@@ -54,6 +54,8 @@ pub struct Parties {
     pub w: u8,
     /// Every set of replicas that a write has to be in: those that are read come first.
     pub write: Vec<WriteSet>,
+    /// The layouts that began these sets; none while nothing moves.
+    pub sets: Vec<LayoutId>,
     /// All replicas of any set, those that are read first.
     pub homes: Vec<Uid>,
 }
@@ -78,18 +80,21 @@ pub fn parties(
     order.rotate_left(turn);
     let open = configs.iter().filter(|config| !config.certified && config.origin != read.origin);
     let mut homes = order.clone();
-    let mut write = Vec::with_capacity(1);
+    let (mut write, mut sets) = (Vec::with_capacity(1), Vec::new());
     for config in std::iter::once(read).chain(open) {
         let members = config.members.iter().copied().filter(|uid| !config.lost.contains(uid));
         let members: Vec<Uid> = members.collect();
         homes.extend(members.iter().filter(|uid| !homes.contains(uid)).collect::<Vec<_>>());
         write.push(WriteSet { members, needed: config.write_quorum(w.unwrap_or(config.w)) });
+        if !history.is_settled() {
+            sets.push(config.origin);
+        }
     }
     homes.retain(|uid| !read.lost.contains(uid));
     order.retain(|uid| !read.closed.contains(uid) && !read.lost.contains(uid));
     let there = (read.members.len() - read.lost.len()) as u8;
     let (r, w) = (read.r.min(there), write[0].needed);
-    Some(Parties { under: read.origin, read: order, r, w, write, homes })
+    Some(Parties { under: read.origin, read: order, r, w, write, sets, homes })
 }
 
 /// Who takes a write in place of these homes, in order; at most [`FALLBACKS_MAX`], and nobody if the

@@ -118,10 +118,13 @@ impl Sim {
         }
         self.nodes[dying].is_dead = true;
         let change = [Change::Remove { uid: victim, lost: true }];
-        if self.too_many_dead() || !self.commit(at, &change, None) {
+        // Now and then what is lost with it is accepted.
+        let loses = self.too_many_dead();
+        if (loses && !self.rng.one_in(4)) || !self.commit(at, &change, None) {
             self.nodes[dying].is_dead = false;
             return;
         }
+        self.has_lost_data |= loses;
         self.nodes[dying].is_up = false;
         self.forget(dying);
     }

@@ -21,9 +21,8 @@ use requests::Op;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Nodes there are, and how many of them are members at first.
+/// Nodes there are.
 const NODES: usize = 8;
-const MEMBERS: usize = 5;
 
 /// Keys of a run.
 const KEYS: usize = 2;
@@ -37,7 +36,7 @@ const STEPS: usize = 500;
 /// Rounds of everybody's work within which a healed cluster has to be settled.
 const ROUNDS_MAX: usize = 60;
 
-/// N, W and R of the keyspace at first.
+/// N, W and R of the keyspace at first, and who there is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Setting {
     /// Copies.
@@ -46,6 +45,8 @@ pub(crate) struct Setting {
     pub(crate) w: u8,
     /// Answers of a read.
     pub(crate) r: u8,
+    /// Nodes that are members.
+    pub(crate) members: usize,
 }
 
 /// A mistake that the simulated shell makes.
@@ -101,6 +102,8 @@ pub(crate) enum Failure {
     Stale(String),
     /// An acknowledged write is not where it should be after healing.
     Lost(String),
+    /// Healed, and yet a request is not served.
+    Refused(String),
     /// Healed, it does not come to an end.
     Stuck(String),
 }
@@ -152,6 +155,9 @@ struct Node {
     giving: Option<moves::Giving>,
 }
 
+/// What a put knows of the layouts: the newest, and those that began the sets it goes to.
+type Known = (LayoutId, Arc<[LayoutId]>);
+
 struct Envelope {
     from: usize,
     to: usize,
@@ -166,7 +172,7 @@ enum Body {
         op: u64,
         key: usize,
         copy: Held,
-        known: LayoutId,
+        known: Known,
     },
     Hint {
         op: u64,
@@ -233,6 +239,8 @@ pub(crate) struct Sim {
     /// Whether what one get returned the next may not miss: `KVD_SIM_MONO`.
     monotonic: bool,
     healed: bool,
+    /// An operator has removed the last who had something.
+    has_lost_data: bool,
     counts: Counts,
     failure: Option<Failure>,
     trace: Option<Vec<String>>,
@@ -240,7 +248,7 @@ pub(crate) struct Sim {
 
 /// The first layout of a setting: planned once.
 pub(crate) fn first_layout(setting: Setting) -> Layout {
-    let (n, w, r) = (setting.n, setting.w, setting.r);
+    let Setting { n, w, r, members } = setting;
     let default = Keyspace {
         name: DEFAULT_KEYSPACE.into(),
         n,
@@ -252,7 +260,7 @@ pub(crate) fn first_layout(setting: Setting) -> Layout {
         stamp: 0,
         generation: 0,
     };
-    Layout::genesis("sim", (0..MEMBERS).map(member).collect(), default).unwrap()
+    Layout::genesis("sim", (0..members).map(member).collect(), default).unwrap()
 }
 
 fn member(at: usize) -> Member {
@@ -320,7 +328,7 @@ impl Sim {
         Self {
             keys,
             commits_left: 1 + rng.below(6),
-            deaf: rng.below(2 * MEMBERS),
+            deaf: rng.below(2 * first.head().members().len()),
             gossips_one_in: 1 << (2 * rng.below(4)),
             monotonic: std::env::var("KVD_SIM_MONO").is_ok(),
             rng,
@@ -335,6 +343,7 @@ impl Sim {
             seen: vec![0; KEYS],
             writes: 0,
             healed: false,
+            has_lost_data: false,
             counts: Counts::default(),
             failure: None,
             trace: traced.then(Vec::new),
@@ -350,8 +359,10 @@ impl Sim {
 
     fn fails(&mut self, failure: Failure) {
         self.note(|_| format!("{failure:?}"));
-        // What is on lost nodes alone is lost by right.
-        if self.failure.is_none() && !self.too_many_dead() {
+        // What is on lost nodes alone is lost by right; that it goes on is not too much to ask.
+        let is_of_data = matches!(failure, Failure::Stale(_) | Failure::Lost(_));
+        let by_right = is_of_data && (self.has_lost_data || self.too_many_dead());
+        if self.failure.is_none() && !by_right {
             self.failure = Some(failure);
         }
     }
@@ -543,6 +554,7 @@ impl Sim {
         self.nodes.iter_mut().for_each(|node| node.is_up = !node.is_dead);
         for _ in 0..ROUNDS_MAX {
             self.round();
+            self.serves();
             if self.failure.is_some() || self.is_level() {
                 break;
             }
@@ -596,6 +608,28 @@ impl Sim {
             self.begin_get();
         }
         self.drain();
+    }
+
+    /// Once all who act know the same, whatever is under way, a put and a get are served.
+    fn serves(&mut self) {
+        let acting = self.acting();
+        let known = |at: &usize| &self.nodes[*at].history;
+        let Some(first) = acting.first() else { return };
+        if self.failure.is_some() || acting.iter().any(|at| known(at) != known(first)) {
+            return;
+        }
+        let before = (self.counts.read, self.counts.acked, self.writes);
+        self.begin_get();
+        self.begin_put();
+        let gets = usize::from(!self.acting().is_empty()) as u64;
+        let puts = (self.writes - before.2) as u64;
+        self.drain();
+        let served = (self.counts.read - before.0, self.counts.acked - before.1);
+        if self.failure.is_none() && served != (gets, puts) {
+            let at = self.acting()[0];
+            let why = format!("{served:?}: {}", self.show(&self.nodes[at].history));
+            self.fails(Failure::Refused(why));
+        }
     }
 
     fn drain(&mut self) {

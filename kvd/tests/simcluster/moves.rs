@@ -16,7 +16,7 @@ pub(super) struct Compare {
     pub(super) sync: u64,
     pub(super) task: usize,
     pub(super) key: usize,
-    pub(super) newest: LayoutId,
+    pub(super) origin: LayoutId,
     pub(super) under: LayoutId,
     /// What the asker has.
     pub(super) copy: Held,
@@ -92,7 +92,7 @@ impl Sim {
                     sync: id,
                     task: number,
                     key,
-                    newest: history.head().id(),
+                    origin: task.origin,
                     under: task.under,
                     copy: self.nodes[at].copies[key],
                     is_second: false,

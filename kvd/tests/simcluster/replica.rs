@@ -10,20 +10,20 @@ impl Sim {
         (from, to): (usize, usize),
         op: u64,
         (key, copy): (usize, Held),
-        known: LayoutId,
+        known: Known,
     ) {
         self.nodes[to].copies[key] |= copy;
-        let mut covers = self.covers(to, key, known);
+        let mut covers = self.covers(to, key, &known);
         if covers == Coverage::Ahead && self.exchange(to, from) {
-            covers = self.covers(to, key, known);
+            covers = self.covers(to, key, &known);
         }
         let is_stale = covers != Coverage::Known && self.bug != Some(Bug::StaleAccepted);
         self.note(|_| format!("n{to} stores k{key} {copy:b} of n{from}, op {op}: {covers:?}"));
         self.send(to, from, Body::Stored { op, is_stale });
     }
 
-    pub(super) fn covers(&self, at: usize, key: usize, known: LayoutId) -> Coverage {
-        self.nodes[at].history.covers(known, self.keyspace, self.keys[key])
+    pub(super) fn covers(&self, at: usize, key: usize, known: &Known) -> Coverage {
+        self.nodes[at].history.covers((known.0, &known.1), self.keyspace, self.keys[key])
     }
 
     /// Its copy, if it is a replica of that layout's config still.
@@ -59,13 +59,15 @@ impl Sim {
     /// Half of a comparison: see `moves::may_compare`, which is asked before and after.
     pub(super) fn compare(&mut self, (from, to): (usize, usize), compare: moves::Compare) {
         self.nodes[to].copies[compare.key] |= compare.copy;
-        if !self.nodes[to].history.knows(compare.newest) {
+        let may = |sim: &Self| {
+            let (of, key) = ((compare.origin, compare.under), sim.keys[compare.key]);
+            sim.nodes[to].history.may_compare(uid(to), of, sim.keyspace, key)
+        };
+        if may(self) == Coverage::Ahead {
             self.exchange(to, from);
         }
-        let copy = match self.nodes[to].history.knows(compare.newest) {
-            true => self.copy_under((from, to), compare.key, compare.under),
-            false => None,
-        };
+        let may = may(self) == Coverage::Known;
+        let copy = may.then(|| self.nodes[to].copies[compare.key]);
         self.note(|_| format!("n{to} is compared with n{from}: {compare:?} {copy:?}"));
         self.send(to, from, Body::Compared { compare, copy });
     }

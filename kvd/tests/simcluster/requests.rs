@@ -21,6 +21,8 @@ pub(super) struct Op {
     tries: u8,
     /// What its coordinator knew when it set out.
     known: Arc<History>,
+    /// The layouts that began the sets it goes to.
+    sets: Arc<[LayoutId]>,
     work: Work,
 }
 
@@ -96,7 +98,8 @@ impl Sim {
         let id = self.id();
         self.note(|_| format!("n{at} puts k{key} {copy:b}, op {id}: {:?}", parties.write));
         self.nodes[at].copies[key] |= copy;
-        self.ops.insert(id, Op { at, key, tries: 1, known, work: Work::Put { copy, write } });
+        let (tries, sets, work) = (1, parties.sets.into(), Work::Put { copy, write });
+        self.ops.insert(id, Op { at, key, tries, known, sets, work });
         self.send(at, at, Body::Stored { op: id, is_stale: false });
         self.take_write(id, steps);
     }
@@ -119,9 +122,9 @@ impl Sim {
         let down = homes.iter().copied().filter(is_down).collect();
         let (mut mode, mut fallbacks) = (Mode::Strict, Vec::new());
         if is_sloppy {
-            let n = known.head().keyspace_by_id(self.keyspace).expect("it is never dropped").n;
             mode = Mode::Sloppy;
-            fallbacks = preference::stand_ins(known.head(), n, self.keys[key], &homes);
+            let (head, id, token) = (known.head(), self.keyspace, self.keys[key]);
+            fallbacks = preference::stand_ins(head, id, token, &homes);
             fallbacks.retain(|uid| node_of(*uid) != at && self.reaches(at, node_of(*uid)));
         }
         let (sets, coordinator) = (parties.write.clone(), uid(at));
@@ -130,19 +133,24 @@ impl Sim {
 
     fn take_write(&mut self, id: u64, steps: Vec<WriteStep>) {
         let Some(op) = self.ops.get(&id) else { return };
-        let (at, key, known) = (op.at, op.key, op.known.head().id());
+        let (at, key) = (op.at, op.key);
+        let known = (op.known.head().id(), Arc::clone(&op.sets));
         let Work::Put { copy, .. } = op.work else { return };
         let mut next = Next::Waits;
         for step in steps {
             match step {
                 WriteStep::Send(to) => {
-                    self.send(at, node_of(to), Body::Store { op: id, key, copy, known });
+                    self.send(
+                        at,
+                        node_of(to),
+                        Body::Store { op: id, key, copy, known: known.clone() },
+                    );
                 }
                 WriteStep::SendHinted { to, .. } => {
                     self.send(at, node_of(to), Body::Hint { op: id, key, copy });
                 }
                 WriteStep::KeepHint(_) => {}
-                WriteStep::Answer if self.covers(at, key, known) == Coverage::Known => {
+                WriteStep::Answer if self.covers(at, key, &known) == Coverage::Known => {
                     next = Next::Answers;
                 }
                 WriteStep::Answer => next = Next::Anew(None),
@@ -178,7 +186,7 @@ impl Sim {
         let Some(parties) = self.parties(&op.known, key) else { return };
         let spec = self.write_spec(at, key, &op.known, &parties);
         let Ok((write, steps)) = Write::start(spec) else { return };
-        op.work = Work::Put { copy, write };
+        (op.sets, op.work) = (parties.sets.clone().into(), Work::Put { copy, write });
         let anew = self.id();
         self.note(|_| format!("op {id} is op {anew}: {:?}", parties.write));
         self.ops.insert(anew, op);
@@ -244,6 +252,7 @@ impl Sim {
                 key,
                 tries,
                 known,
+                sets: parties.sets.into(),
                 work: Work::Get { must, under, is_kept, read: Box::new(read) },
             },
         );
@@ -261,7 +270,8 @@ impl Sim {
 
     fn take_read(&mut self, id: u64, steps: Vec<ReadStep>) {
         let Some(op) = self.ops.get(&id) else { return };
-        let (at, key, known) = (op.at, op.key, op.known.head().id());
+        let (at, key) = (op.at, op.key);
+        let known = (op.known.head().id(), Arc::clone(&op.sets));
         let Work::Get { under, ref read, .. } = op.work else { return };
         let copy = writes_in(read.joined());
         let mut next = Next::Waits;
@@ -269,9 +279,13 @@ impl Sim {
             match step {
                 ReadStep::Ask(on) => self.send(at, node_of(on), Body::Read { op: id, key, under }),
                 ReadStep::Repair(on) => {
-                    self.send(at, node_of(on), Body::Store { op: id, key, copy, known });
+                    self.send(
+                        at,
+                        node_of(on),
+                        Body::Store { op: id, key, copy, known: known.clone() },
+                    );
                 }
-                ReadStep::Answer if self.covers(at, key, known) == Coverage::Known => {
+                ReadStep::Answer if self.covers(at, key, &known) == Coverage::Known => {
                     next = Next::Answers;
                 }
                 ReadStep::Answer => next = Next::Anew(Some(at)),

@@ -36,13 +36,14 @@ pub(super) async fn give_up_what_is_not_ours(node: &Arc<Node>, fresh: bool) -> R
             owed.push(Need {
                 keyspace,
                 partition,
+                origin: None,
                 under: newest.origin,
                 candidates: newest.members.clone(),
                 needed: newest.write_quorum(newest.w).into(),
             });
         }
     }
-    let Levelled { done, why } = level::bring_level(node, &cluster, None, &owed).await;
+    let Levelled { done, why } = level::bring_level(node, &cluster, &owed).await;
     for it in owed.iter().zip(&done).filter_map(|(it, done)| done.then_some(it)) {
         // Not while the layouts change: it may have become a replica again meanwhile, and what it
         // has acknowledged since as one must stay.

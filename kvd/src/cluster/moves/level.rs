@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering;
 pub(super) struct Need {
     pub(super) keyspace: KeyspaceId,
     pub(super) partition: u32,
+    /// The layout that began the new set of replicas it is for, if it is for one.
+    pub(super) origin: Option<LayoutId>,
     /// As a replica of which layout the others are asked.
     pub(super) under: LayoutId,
     /// Who may be asked, this node left out.
@@ -31,12 +33,10 @@ pub(super) struct Levelled {
     pub(super) why: BTreeMap<Uid, String>,
 }
 
-/// Compares these copies with as many others as each needs, and makes them equal. `newest`: for a
-/// new set of replicas, see [`repair::level`].
+/// Compares these copies with as many others as each needs, and makes them equal.
 pub(super) async fn bring_level(
     node: &Arc<Node>,
     cluster: &Arc<Cluster>,
-    newest: Option<LayoutId>,
     needs: &[Need],
 ) -> Levelled {
     let partitions = 1 << cluster.history.bits();
@@ -58,12 +58,12 @@ pub(super) async fn bring_level(
     let chosen = partners(wanted, node.moves.turns.fetch_add(1, Ordering::Relaxed));
     let comparing = chosen.into_iter().filter_map(|(uid, wanted)| {
         let peer = cluster.peers.get(&uid)?;
-        let mut work: BTreeMap<(KeyspaceId, LayoutId), Vec<Span>> = BTreeMap::new();
+        let mut work: repair::Work = BTreeMap::new();
         for need in wanted.iter().map(|at| &needs[*at]) {
-            let spans = work.entry((need.keyspace, need.under)).or_default();
+            let spans = work.entry((need.keyspace, need.under, need.origin)).or_default();
             spans.push(Span::of_partition(need.partition, partitions));
         }
-        Some(async move { (uid, wanted, repair::level(node, cluster, peer, newest, work).await) })
+        Some(async move { (uid, wanted, repair::level(node, cluster, peer, work).await) })
     });
     // Beside each other: they wait for the same checkpoints.
     let mut level = vec![0; needs.len()];
@@ -84,8 +84,7 @@ pub(super) async fn compare(
     ready: &[SyncTask],
 ) -> Vec<SyncTask> {
     let needs: Vec<Need> = ready.iter().map(|task| need_of(node, task)).collect();
-    let Levelled { done, why } =
-        bring_level(node, cluster, Some(cluster.layout.id()), &needs).await;
+    let Levelled { done, why } = bring_level(node, cluster, &needs).await;
     let mut level = Vec::new();
     for (task, done) in ready.iter().zip(done) {
         if done {
@@ -105,6 +104,7 @@ fn need_of(node: &Node, task: &SyncTask) -> Need {
     Need {
         keyspace: task.keyspace,
         partition: task.partition,
+        origin: Some(task.origin),
         under: task.under,
         candidates: others.collect(),
         needed: task.needed.saturating_sub(counts.into()),
@@ -114,12 +114,12 @@ fn need_of(node: &Node, task: &SyncTask) -> Need {
 /// Whether this node may be compared with for a new set of replicas: it knows of them, has lost
 /// nothing, and is still read under the layout that they come from.
 pub async fn may_compare(node: &Arc<Node>, from: Uid, ask: &TreeCall) -> Result<(), Failure> {
-    let (Some(newest), Some(under)) =
+    let (Some(origin), Some(under)) =
         (documents::named(&ask.layout_id), documents::named(&ask.under))
     else {
         return Ok(()); // no more than a repair
     };
-    if !membership::learn_of(node, from, newest).await {
+    if !membership::learn_of(node, from, origin).await {
         return Err(errors::layout_stale());
     }
     if !node.vote.is_given() {
@@ -134,7 +134,8 @@ pub async fn may_compare(node: &Arc<Node>, from: Uid, ask: &TreeCall) -> Result<
         let (first, end) = (place(span.first), place(span.end() - 1) + 1);
         for partition in first..end {
             let token = Token::range(partition as u32, bits).0;
-            if history.may_read(node.uid, under, keyspace, token) != Coverage::Known {
+            let may = history.may_compare(node.uid, (origin, under), keyspace, token);
+            if may != Coverage::Known {
                 return Err(errors::replica_closed());
             }
         }

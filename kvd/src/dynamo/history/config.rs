@@ -233,12 +233,18 @@ impl History {
     }
 
     /// Whether a coordinator whose newest layout is `theirs` knows every config of this key that
-    /// this node knows and that still counts. If not, its write does not.
+    /// this node knows and that still counts. If not, its write does not. `sets`: the layouts that
+    /// began those it goes to.
     ///
     /// That a layout is below another does not mean that who knows this one knows that: a merge of
     /// more is above a merge of less that its maker may never have heard of. So only what `theirs`
-    /// descends from is taken for known.
-    pub fn covers(&self, theirs: LayoutId, keyspace: KeyspaceId, token: Token) -> Coverage {
+    /// descends from is taken for known, and what is named.
+    pub fn covers(
+        &self,
+        (theirs, sets): (LayoutId, &[LayoutId]),
+        keyspace: KeyspaceId,
+        token: Token,
+    ) -> Coverage {
         if self.is_settled() && theirs == self.head().id() {
             return Coverage::Known;
         }
@@ -248,7 +254,7 @@ impl History {
         let line = self.line(at);
         let known = |config: &Config| {
             let origin = self.position(config.origin).expect("a config is of a layout that counts");
-            line >> origin & 1 == 1
+            line >> origin & 1 == 1 || sets.contains(&config.origin)
         };
         let counting = self.configs(keyspace, token);
         let mut counting = counting.iter().filter(|config| !config.certified);
@@ -291,6 +297,22 @@ impl History {
             Some(config) if config.certified || config.closed.contains(&me) => Coverage::Stale,
             Some(_) => Coverage::Known,
             None => Coverage::Stale,
+        }
+    }
+
+    /// Whether `me` may be compared with for the config that layout `origin` began, as a replica of
+    /// the one that `under` has of this key: it has to know the new one, or might go on
+    /// acknowledging what the new one does not get.
+    pub fn may_compare(
+        &self,
+        me: Uid,
+        (origin, under): (LayoutId, LayoutId),
+        keyspace: KeyspaceId,
+        token: Token,
+    ) -> Coverage {
+        match self.knows(origin) {
+            true => self.may_read(me, under, keyspace, token),
+            false => Coverage::Ahead,
         }
     }
 

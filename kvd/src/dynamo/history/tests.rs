@@ -63,9 +63,9 @@ fn a_node_more_is_learned_synced_flipped_and_closed() {
 
     // Learn: who does not know the new one may not write where it matters.
     let old = first.head().id();
-    assert_eq!(next.covers(old, default_id(), moved), Coverage::Stale);
-    assert_eq!(next.covers(old, default_id(), kept), Coverage::Known);
-    assert_eq!(first.covers(next.head().id(), default_id(), kept), Coverage::Ahead);
+    assert_eq!(next.covers((old, &[]), default_id(), moved), Coverage::Stale);
+    assert_eq!(next.covers((old, &[]), default_id(), kept), Coverage::Known);
+    assert_eq!(first.covers((next.head().id(), &[]), default_id(), kept), Coverage::Ahead);
 
     // Sync: the fourth has to have it from two of the three.
     let tasks = next.to_sync(fourth.uid);
@@ -100,7 +100,7 @@ fn a_node_more_is_learned_synced_flipped_and_closed() {
     assert_eq!(end.head().id(), new_id);
     assert_eq!(end.settled()[&new_id].past[0].id, old);
     assert!(end.marks().is_empty() && end.knows(old));
-    assert_eq!(end.covers(old, default_id(), kept), Coverage::Stale);
+    assert_eq!(end.covers((old, &[]), default_id(), kept), Coverage::Stale);
 }
 
 #[test]
@@ -241,6 +241,7 @@ fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_kno
     assert!(!all.knows(less.head().id()));
     let replica = less.join(&all).unwrap();
     assert_eq!(replica.head().id(), all.head().id());
+    let me = first.head().members()[0].uid;
     let mut missed = 0;
     for token in (0..256).map(|p| Token::range(p, 8).0) {
         let told = all.configs(default_id(), token);
@@ -248,8 +249,19 @@ fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_kno
         let is_told = |config: &Config| told.iter().any(|it| it.origin == config.origin);
         if open.iter().any(|config| !config.certified && !is_told(config)) {
             missed += 1;
-            let covers = replica.covers(all.head().id(), default_id(), token);
+            let covers = replica.covers((all.head().id(), &[]), default_id(), token);
             assert_eq!(covers, Coverage::Stale);
+            // Nor may it be compared with for what it has not heard of.
+            let origin = open.iter().find(|config| !is_told(config)).unwrap().origin;
+            let may = |history: &History, under: &Config| {
+                history.may_compare(me, (origin, under.origin), default_id(), token)
+            };
+            assert_eq!(may(&all, &told[0]), Coverage::Ahead);
+            assert_eq!(may(&replica, &open[0]), Coverage::Known);
+            // Who does know them and writes to them says so: the newest layout does not tell.
+            let parties = crate::dynamo::preference::parties(&replica, default_id(), token, None);
+            let known = (replica.head().id(), &parties.unwrap().sets[..]);
+            assert_eq!(replica.covers(known, default_id(), token), Coverage::Known);
         }
     }
     assert!(missed > 0, "it has replicas of its own somewhere");
