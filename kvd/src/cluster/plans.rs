@@ -10,6 +10,7 @@ use crate::dynamo::history::History;
 use crate::dynamo::layout::{Change, Keyspace, Layout, Member, Mode, Removed, Table};
 use crate::dynamo::node::{LayoutId, Uid};
 use crate::dynamo::plan::fullest_ppm;
+use crate::dynamo::safety::{Loss, least_copies, least_copies_after, loss};
 use prost::Message;
 use proto::v1::{
     self, ApplyPlanRequest, Level, MakePlanRequest, NewMember, Note, Op, Plan, PlanLoss, PlanNode,
@@ -541,9 +542,10 @@ fn describe(
             fullest(child.spread())
         ));
     }
-    let (live_now, live) = (least_live(node, cluster, layout, &[]), {
-        least_live(node, cluster, layout, &intent.dead)
-    });
+    let (up, history) = (safety::up(node, cluster), &cluster.history);
+    let live_now = least_copies(history, &up, &[]);
+    let live = least_copies(history, &up, &intent.dead);
+    let live = live.min(least_copies_after(history, child, &up, &intent.dead));
     Ok(Plan {
         digest: hash[..16].to_vec().into(),
         base: Some(view::layout_ref(layout)),
@@ -709,17 +711,6 @@ fn fair_ratio(layout: &Layout, uid: Uid) -> f64 {
     fair / total
 }
 
-/// Fewest live copies of any partition of any keyspace, with these dead too.
-fn least_live(node: &Node, cluster: &Cluster, layout: &Layout, dead: &[Uid]) -> u32 {
-    let up = safety::up(node, cluster);
-    let live = |n: u8, p: u32| {
-        let there = layout.replicas(n, p).map(|member| member.uid);
-        there.filter(|uid| up.contains(uid) && !dead.contains(uid)).count() as u32
-    };
-    let all = layout.tables().keys();
-    all.flat_map(|n| (0..layout.partitions()).map(move |p| live(*n, p))).min().unwrap_or(0)
-}
-
 /// Whether every partition touches as many zones as it must.
 fn is_spread(layout: &Layout) -> bool {
     let zones: BTreeSet<&String> = layout.members().iter().map(|member| &member.zone).collect();
@@ -744,24 +735,11 @@ fn losses(
     if intent.dead.is_empty() {
         return (losses, warnings);
     }
-    let up = safety::up(node, cluster);
+    let (up, dead) = (safety::up(node, cluster), intent.dead.iter().copied().collect());
     let names = cluster.names_of(&intent.dead).join(", ");
     let keyspaces = cluster.layout.keyspaces().values();
     for keyspace in keyspaces.filter(|it| child.keyspace_by_id(it.id()).is_some()) {
-        let (mut gone, mut thin) = (0, 0);
-        for partition in 0..1_u32 << cluster.history.bits() {
-            for config in cluster.history.configs_of(keyspace.id(), partition).iter().take(1) {
-                let is_dead = |uid: &Uid| intent.dead.contains(uid) || config.lost.contains(uid);
-                if !config.members.iter().any(|uid| intent.dead.contains(uid)) {
-                    continue;
-                }
-                let left = config.members.iter().filter(|uid| !is_dead(uid));
-                let live = left.clone().filter(|uid| up.contains(uid)).count();
-                gone += u32::from(live == 0);
-                let enough = config.members.len() + 1 - usize::from(config.w);
-                thin += u32::from(live > 0 && left.count() < enough);
-            }
-        }
+        let Loss { gone, thin } = loss(&cluster.history, keyspace.id(), &up, &dead);
         if gone + thin > 0 {
             if gone > 0 {
                 warnings.push(format!(

@@ -2,10 +2,11 @@
 
 use super::errors::{self, Failure};
 use super::{Cluster, Node, deadline, view};
-use crate::dynamo::layout::{Keyspace, Layout, Mode};
+use crate::dynamo::history::History;
+use crate::dynamo::layout::{Change, Keyspace, Mode};
 use crate::dynamo::node::Uid;
 use crate::dynamo::opinion::State;
-use crate::dynamo::safety::{meaning, without_each};
+use crate::dynamo::safety::{Present, meaning, without_each};
 use proto::v1::{
     DrainCall, DrainReply, DrainRequest, GetSafetyRequest, Level, NodeSafety, QuorumMeaning,
     SafetyReply, answer, call,
@@ -14,21 +15,32 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Members that are up, by this node's opinion.
+/// Nodes with a part in the cluster that are up, by this node's opinion.
 pub fn up(node: &Node, cluster: &Cluster) -> BTreeSet<Uid> {
     let is_up = |uid: &Uid| {
         let state = node.detector.opinion(*uid).state;
         *uid == node.uid || matches!(state, State::Up | State::Suspect)
     };
-    cluster.layout.members().iter().map(|member| member.uid).filter(is_up).collect()
+    cluster.history.members().iter().map(|member| member.uid).filter(is_up).collect()
+}
+
+/// The same, and who of them has a vote.
+fn present(node: &Node, cluster: &Cluster) -> Present {
+    let up = up(node, cluster);
+    let votes = |uid: &Uid| match cluster.peers.get(uid) {
+        Some(peer) => !peer.has_lost_data(),
+        None => node.vote.is_given(),
+    };
+    Present { voting: up.iter().copied().filter(votes).collect(), up }
 }
 
 /// Which nodes may be stopped, and what other values would mean for a keyspace.
 pub fn everything(node: &Node, request: &GetSafetyRequest) -> Result<SafetyReply, Failure> {
     let cluster = node.cluster()?;
-    let (layout, up) = (&cluster.layout, up(node, &cluster));
-    let without = without_each(layout, &up);
-    let nodes = layout.members().iter().map(|member| match without.get(&member.uid) {
+    let (history, present) = (&cluster.history, present(node, &cluster));
+    let without = without_each(history, &present);
+    let members = history.members();
+    let nodes = members.iter().map(|member| match without.get(&member.uid) {
         Some(safety) => NodeSafety {
             node: member.name.clone(),
             safe: safety.is_safe(),
@@ -44,16 +56,16 @@ pub fn everything(node: &Node, request: &GetSafetyRequest) -> Result<SafetyReply
     if !request.keyspace.is_empty() {
         let keyspace = super::coordinator::keyspace(&cluster, &request.keyspace)?;
         let other = otherwise(keyspace, request)?;
-        now = Some(in_words(layout, keyspace, &up)?);
-        then = Some(in_words(layout, &other, &up)?);
+        now = Some(in_words(history, keyspace, &present)?);
+        then = Some(in_words(history, &other, &present)?);
     }
     Ok(SafetyReply {
         viewpoint: node.name(),
-        layout: Some(view::layout_ref(layout)),
+        layout: Some(view::layout_ref(&cluster.layout)),
         nodes,
         now,
         then,
-        partitions: layout.partitions(),
+        partitions: 1 << history.bits(),
     })
 }
 
@@ -75,18 +87,20 @@ fn otherwise(keyspace: &Keyspace, request: &GetSafetyRequest) -> Result<Keyspace
 }
 
 fn in_words(
-    layout: &Layout,
+    history: &History,
     keyspace: &Keyspace,
-    up: &BTreeSet<Uid>,
+    present: &Present,
 ) -> Result<QuorumMeaning, Failure> {
-    let meaning = match meaning(layout, keyspace, up) {
-        Some(meaning) => meaning,
+    let head = history.head();
+    let has_its_n = head.keyspace_by_id(keyspace.id()).is_some_and(|it| it.n == keyspace.n);
+    let meaning = match has_its_n {
+        true => meaning(history, keyspace, present),
         // Where the copies of another N would be is for a plan to say.
-        None => {
-            let planned = layout.with_n(keyspace.n);
+        false => {
+            let planned = head.changed(&[Change::SetKeyspace(keyspace.clone())], Vec::new(), None);
             let planned =
                 planned.map_err(|error| errors::argument("that cannot be", error.to_string()))?;
-            meaning(&planned, keyspace, up).unwrap_or_default()
+            meaning(&History::new(planned), keyspace, present)
         }
     };
     let mode = match keyspace.mode {

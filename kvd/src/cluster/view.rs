@@ -8,6 +8,7 @@ use crate::dynamo::lag::{self, Check, Kept, Lag, Told};
 use crate::dynamo::layout::{Keyspace, Layout, Member, Mode};
 use crate::dynamo::node::Uid;
 use crate::dynamo::opinion::State;
+use crate::dynamo::safety::{self, Present};
 use crate::dynamo::value::Codec;
 use crate::dynamo::verdict::{self, Level, Margins, Missing};
 use proto::v1::{
@@ -38,7 +39,7 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         nodes.iter().filter(|n| n.state() == NodeState::Up).filter(lost_data).collect();
     let voteless: BTreeSet<Uid> = losers.iter().filter_map(|n| Uid::from_slice(&n.uid)).collect();
     let losers: Vec<String> = losers.iter().map(|n| n.name.clone()).collect();
-    let voting: BTreeSet<Uid> = up.difference(&voteless).copied().collect();
+    let present = Present { voting: up.difference(&voteless).copied().collect(), up };
     let ours = layout_ref(layout);
     let agreed =
         nodes.iter().filter(|n| n.state() == NodeState::Up && n.layout.as_ref() == Some(&ours));
@@ -46,8 +47,8 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         .keyspaces()
         .values()
         .map(|k| {
-            let copies = |of| verdict::live_copies(layout, k.n, of);
-            (k, verdict::margins(k, &copies(&up), &copies(&voting)))
+            let (writers, readers) = safety::counted(&cluster.history, k, &present);
+            (k, verdict::margins(k, &writers, &readers))
         })
         .collect();
     let missing: Vec<Missing> =
@@ -60,7 +61,7 @@ pub fn cluster_view(node: &Node, events_since: u64) -> ClusterView {
         layout_agreed: agreed.count() as u32,
         layout: Some(ours),
         verdict: Some(wire_verdict(verdict::verdict(nodes.len(), &missing, &losers, &keyspaces))),
-        live_copies: verdict::live_copies(layout, shown.n, &up).into(),
+        live_copies: safety::copies(&cluster.history, shown, &present.up).into(),
         keyspaces: keyspace_views(&keyspaces),
         nodes,
         events: node.events.since(events_since),

@@ -112,16 +112,6 @@ impl Layout {
         Ok(true)
     }
 
-    /// As a child would be whose default keyspace has so many copies: to see where they would be.
-    ///
-    /// # Errors
-    /// There are too few nodes for it.
-    pub fn with_n(&self, n: u8) -> Result<Self, LayoutError> {
-        let default = self.keyspace(DEFAULT_KEYSPACE).ok_or(LayoutError::NoDefaultKeyspace)?;
-        let changed = Keyspace { n, r: 1, w: 1, ..default.clone() };
-        self.changed(&[Change::SetKeyspace(changed)], Vec::new(), None)
-    }
-
     fn put_member(&mut self, member: Member) {
         let uid = member.uid;
         self.members.retain(|it| it.uid != uid);
