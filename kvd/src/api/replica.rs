@@ -446,6 +446,9 @@ async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Bo
         if covers != Coverage::Known {
             return Err(errors::write_stale());
         }
+    } else if coordinator::is_foreign(node, &key) {
+        // It may be giving up its copies, and this one with them: whoever has it is not rid of it.
+        return Err(errors::layout_stale());
     }
     Ok(answer::Body::Merge(MergeAnswer {}))
 }
@@ -457,6 +460,10 @@ async fn keep_hint(node: &Node, ask: HintCall) -> Result<answer::Body, Failure> 
     let object = Object::decode(ask.object)
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
     coordinator::keep_hint_here(node, home, &key, object).await?;
+    // Once it is stored: what was kept before is passed on.
+    if coordinator::keeps_no_more(node) {
+        return Err(errors::layout_stale());
+    }
     Ok(answer::Body::Hint(HintAnswer {}))
 }
 

@@ -40,6 +40,19 @@ pub fn may_read(node: &Node, key: &Key, under: LayoutId) -> Coverage {
     cluster.history.may_read(node.uid, under, key.keyspace(), key.token())
 }
 
+/// Whether this node is no replica of a key, as far as it knows: see [`History::is_foreign`].
+///
+/// [`History::is_foreign`]: crate::dynamo::history::History::is_foreign
+pub fn is_foreign(node: &Node, key: &Key) -> bool {
+    let Ok(cluster) = node.cluster() else { return false };
+    cluster.history.is_foreign(node.uid, key.keyspace(), key.token())
+}
+
+/// Whether this node keeps nothing for others any more: it leaves, and gives away what it has.
+pub fn keeps_no_more(node: &Node) -> bool {
+    node.cluster().is_ok_and(|cluster| cluster.layout.member(node.uid).is_none())
+}
+
 /// What a write knows of the layouts.
 #[derive(Clone, Debug)]
 pub struct Known {

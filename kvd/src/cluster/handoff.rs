@@ -1,7 +1,7 @@
 //! Hinted handoff: what this node keeps for others is given to them once they answer again, at the
 //! rate they can take (SOSP'07, section 4.6).
 
-use super::coordinator::{hint_on, merge_on};
+use super::coordinator::{hint_on, is_of_layout, merge_on};
 use super::errors::{self, Failure};
 use super::lane::Lane;
 use super::{Cluster, Node, moves, survey};
@@ -130,8 +130,16 @@ fn told(node: &Node, cluster: &Cluster, target: Uid, delivered: u64) {
 async fn give(node: &Arc<Node>, cluster: &Cluster, target: Uid, hint: &(Key, Object)) -> bool {
     let (key, object) = hint;
     let (to, until) = ((Lane::Bulk, target), clock::now() + GIVE_TIMEOUT);
-    if merge_on(cluster, to, key, object.encode().into(), None, until).await.is_err() {
-        return false;
+    match merge_on(cluster, to, key, object.encode().into(), None, until).await {
+        Ok(()) => {}
+        // It is no replica of the key any more: those that are have to have it.
+        Err(error) if is_of_layout(&error) => {
+            let Ok(now) = node.cluster() else { return false };
+            if moves::hand_over(node, &now, key, object, until).await.is_err() {
+                return false;
+            }
+        }
+        Err(_) => return false,
     }
     let digest = Digest::of(&record::stored_key(key), object);
     let dropped = node.store.drop_hint(target, key.clone(), Some(digest)).await;

@@ -295,8 +295,16 @@ async fn step(node: &Arc<Node>) -> Result<(), Failure> {
     let tasks = tasks.await.map_err(|_| errors::internal("looking for copies failed"))?;
     sync(node, &cluster, tasks).await?;
     let leaves = cluster.layout.member(me).is_none() && !cluster.history.has_left(me);
-    if leaves && give_up::holds_nothing(node).await? {
-        membership::grow(node, |history| Ok(Some(history.with_left(me)))).await?;
+    if leaves && give_up::holds_nothing(node, &cluster).await? {
+        // Only of the layout it was judged by; and what it took to keep for others until it knew of
+        // that it has to pass on first.
+        let (head, store) = (cluster.layout.id(), node.store.clone());
+        let kept = move || store.hint_totals().values().any(|totals| totals.keys > 0);
+        membership::grow(node, |history| {
+            let is_so = history.head().id() == head && !kept();
+            Ok(is_so.then(|| history.with_left(me)))
+        })
+        .await?;
     }
     let now_ms = clock::now_ms();
     let settles = move |history: &History| {

@@ -146,8 +146,10 @@ async fn give_up(
 }
 
 /// Whether this node, which leaves, has given all away: copies, and what it keeps for others.
-pub(super) async fn holds_nothing(node: &Arc<Node>) -> Result<bool, Failure> {
-    let cluster = node.cluster()?;
+pub(super) async fn holds_nothing(
+    node: &Arc<Node>,
+    cluster: &Arc<Cluster>,
+) -> Result<bool, Failure> {
     let (history, me) = (Arc::clone(&cluster.history), node.uid);
     let part = tokio::task::spawn_blocking(move || {
         // What was dropped nobody needs: see `History::waits_for_any`.
@@ -158,7 +160,7 @@ pub(super) async fn holds_nothing(node: &Arc<Node>) -> Result<bool, Failure> {
     if part.await.unwrap_or(true) {
         return Ok(false);
     }
-    handoff::pass_on(node, &cluster).await;
+    handoff::pass_on(node, cluster).await;
     if !node.store.hint_totals().values().all(|totals| totals.keys == 0) {
         return Ok(false);
     }

@@ -413,6 +413,14 @@ impl History {
         configs.iter().any(|config| !config.certified && config.members.contains(&me))
     }
 
+    /// Whether `me` is a replica of this key in no config that counts, though there are some: what
+    /// it is given of it, and not as a write that names its sets, it may be about to give up.
+    pub fn is_foreign(&self, me: Uid, keyspace: KeyspaceId, token: Token) -> bool {
+        let configs = self.configs(keyspace, token);
+        let has_part = |config: &Config| !config.certified && config.members.contains(&me);
+        !configs.is_empty() && !configs.iter().any(has_part)
+    }
+
     /// Whether something from before the newest layout still counts, or somebody has yet to hear
     /// of it, or to get or to give away what it says.
     ///

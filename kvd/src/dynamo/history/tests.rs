@@ -438,6 +438,24 @@ fn who_is_removed_by_most_of_those_that_stay_is_gone_however_many_leave() {
 }
 
 #[test]
+fn who_gives_its_copy_up_is_no_replica_to_give_it_one() {
+    let (first, fourth) = three_and_one();
+    let next = first.with_child(child(&first, Change::Add(fourth.clone()))).unwrap();
+    let token = |part: &Part| Token::range(part.1, 8).0;
+    let moved = next.open_parts().iter().map(token).next().unwrap();
+    let old = next.configs(default_id(), moved)[0].members.clone();
+    let new = next.configs(default_id(), moved)[1].members.clone();
+    let leaver = *old.iter().find(|uid| !new.contains(uid)).unwrap();
+    let foreign = |history: &History, uid| history.is_foreign(uid, default_id(), moved);
+    assert!(!foreign(&next, leaver), "it is read still");
+    assert!(foreign(&first, fourth.uid) && !foreign(&next, fourth.uid));
+    let end = work_all(next);
+    assert!(foreign(&end, leaver) && new.iter().all(|uid| !foreign(&end, *uid)));
+    // Of a keyspace it has not heard of it cannot tell.
+    assert!(!end.is_foreign(leaver, KeyspaceId(7), moved));
+}
+
+#[test]
 fn any_number_of_changes_at_once_is_merged() {
     let first = History::new(layout(&[1; 3], 1));
     let side = |at: usize| {
