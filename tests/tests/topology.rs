@@ -5,7 +5,8 @@
 use proto::client::Client;
 use proto::error::detail;
 use proto::v1::{
-    ErrorCode, GetClusterRequest, GetRequest, LayoutView, OpState, OpsAction, Plan, PutRequest,
+    DeleteRequest, ErrorCode, GetClusterRequest, GetRequest, LayoutView, OpState, OpsAction, Plan,
+    PutRequest,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -527,6 +528,31 @@ fn what_cannot_be_is_refused_and_what_is_said_twice_is_done_once() {
     );
     let over = try_plan(&cluster, &client, vec![cancel(&done)]).unwrap_err();
     assert_eq!(code(&over), ErrorCode::PlanRefused, "it is done: {over}");
+}
+
+/// A node that has just been added answers quickest as long as nobody has measured it, and holds
+/// nothing: a delete that covers what its coordinator holds is not for it to coordinate.
+#[test]
+fn a_delete_without_a_context_covers_what_was_there_while_a_node_comes() {
+    let mut cluster = Cluster::start_with(4, prepare);
+    ok(cluster.kvctl(&["keyspaces", "create", "strict", "--mode", "strict"]));
+    let (client, keys) = (cluster.client(0), 80);
+    put_all(&cluster, &client, "strict", keys, "v");
+    steer(&cluster, &client, OpsAction::Pause);
+    let fifth = cluster.more();
+    let added = change(&cluster, &client, vec![add(&cluster.nodes[fifth], "", 0)]);
+    wait_until_all_up(&cluster);
+    for i in 0..keys {
+        let client = cluster.client(i % cluster.nodes.len());
+        let ask =
+            DeleteRequest { keyspace: "strict".into(), key: key(i).into(), ..Default::default() };
+        cluster.block_on(async { client.kv().delete(ask).await }).unwrap();
+        let left = get(&cluster, &client, "strict", &key(i), None).unwrap();
+        assert!(left.is_empty(), "{} is deleted, and shows {} values", key(i), left.len());
+    }
+    assert_eq!(op(&cluster, &client, &added.id).unwrap().copies_done, 0, "it got nothing yet");
+    steer(&cluster, &client, OpsAction::Resume);
+    wait_until_done(&cluster, &client, &added.id);
 }
 
 /// A command that is said again while the first is still being answered, through the same node.

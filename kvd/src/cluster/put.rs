@@ -4,8 +4,8 @@
 //! is not one forwards it.
 
 use super::coordinator::{
-    Known, admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here, keyspace,
-    mark_silent, merge_on, quickest_first, wire_dot,
+    Known, admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here,
+    keeps_no_more, keyspace, mark_silent, merge_on, quickest_first, wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
@@ -130,15 +130,23 @@ async fn write_admitted(
         let usable = |home| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
         parties.homes.iter().any(usable)
     };
-    let stands_in = |checked: &Checked| checked.mode == Mode::Sloppy && !reachable(checked);
+    // Not one that leaves, and keeps nothing for others any more.
+    let stands_in = |checked: &Checked| {
+        checked.mode == Mode::Sloppy && !reachable(checked) && !keeps_no_more(node)
+    };
     // A delete covers what its coordinator holds: better one that holds all.
     let holds_all = parties.read.contains(&node.uid) && node.vote.is_given();
     let is_home =
         parties.homes.contains(&node.uid) && (holds_all || !may_forward || !reachable(&checked));
+    // Forwarded here it goes on to none: whoever forwards it is to turn to one that does.
+    let others = |home: &Uid| checked.cluster.peers.get(home).is_some_and(|peer| peer.is_usable());
+    if !may_forward && !holds_all && checked.is_blind_delete() && parties.read.iter().any(others) {
+        return Err(errors::layout_stale());
+    }
     match (is_home, may_forward) {
         (true, _) => coordinate_here(node, checked, parties).await,
         (false, true) if stands_in(&checked) => coordinate_here(node, checked, parties).await,
-        (false, true) => match forward(node, &checked, &request, &parties.homes).await {
+        (false, true) => match forward(node, &checked, &request, &parties).await {
             // The last of them went just now, and none was sent anything.
             Err(failure) if failure.outcome() == Outcome::NotApplied && stands_in(&checked) => {
                 coordinate_here(node, checked, parties).await
@@ -263,6 +271,11 @@ impl Checked {
         self.cluster = cluster;
     }
 
+    /// Whether it covers what its coordinator holds, whatever that is.
+    fn is_blind_delete(&self) -> bool {
+        self.intent.context.is_none()
+    }
+
     /// Whether it may wait for nodes that have just been made members, as long as there is time to
     /// tell the client that they did not come.
     fn may_wait(&self) -> bool {
@@ -324,11 +337,21 @@ async fn forward(
     node: &Node,
     checked: &Checked,
     request: &ClientWrite,
-    homes: &[Uid],
+    parties: &Parties,
 ) -> Result<WriteReply, Failure> {
     let bytes = checked.intent.record.value.as_ref().map_or(0, Value::length);
     let (mut why, mut sent) = (Vec::new(), false);
-    for home in quickest_first(node, &checked.cluster, homes, Peer::write_us) {
+    let quickest = |homes: &[Uid]| quickest_first(node, &checked.cluster, homes, Peer::write_us);
+    let order = match checked.is_blind_delete() {
+        false => quickest(&parties.homes),
+        // It covers what its coordinator holds: those that only now get their copies come last.
+        true => {
+            let read = quickest(&parties.read);
+            let others = quickest(&parties.homes).into_iter().filter(|uid| !read.contains(uid));
+            read.iter().copied().chain(others.collect::<Vec<Uid>>()).collect()
+        }
+    };
+    for home in order {
         let Some(peer) = checked.cluster.peers.get(&home) else {
             continue;
         };
