@@ -283,10 +283,16 @@ impl Round<'_> {
     async fn compare(&mut self) -> Result<(), String> {
         let cluster = self.cluster;
         for keyspace in cluster.layout.keyspaces().values() {
+            let history = &cluster.history;
             let mut spans = shared(&cluster.layout, keyspace.n, self.node.uid, self.peer.uid);
-            // Where copies move, that is not for a repair to do: it knows no bound.
-            if !cluster.history.is_settled() {
-                let history = &cluster.history;
+            if !self.node.vote.is_given() && !history.is_settled() {
+                // What it lost it has to have back from everybody, or the moves wait for its vote.
+                let both = history.shared(keyspace.id(), self.node.uid, self.peer.uid);
+                let span = |partition| Span::of_partition(partition, 1 << history.bits());
+                spans = both.into_iter().map(span).collect();
+                spans.dedup(); // more partitions than leaves
+            } else if !history.is_settled() {
+                // Where copies move, that is not for a repair to do: it knows no bound.
                 spans.retain(|span| history.configs(keyspace.id(), span.token()).len() == 1);
             }
             self.compare_keyspace(keyspace.id(), spans).await?;

@@ -52,9 +52,7 @@ pub async fn regain(
     withdrawn: Instant,
     matched: &BTreeSet<Uid>,
 ) {
-    // While copies move, others than the newest layout's replicas may have what was lost.
-    let is_settled = cluster.history.is_settled();
-    if node.vote.is_given() || !is_settled || !vote::is_level(&cluster.layout, node.uid, matched) {
+    if node.vote.is_given() || !vote::is_level(&cluster.history, node.uid, matched) {
         return;
     }
     let this = Arc::clone(node);

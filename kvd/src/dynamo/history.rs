@@ -45,8 +45,13 @@ pub const OPEN_MAX: usize = 16;
 /// off by another that stays away.
 pub const ADDRESSES_MAX: usize = 32;
 
-/// Most that a node can know of. Sides of a split may each come to [`OPEN_MAX`].
-const LAYOUTS_MAX: usize = 64;
+/// Most that a node can know of: as many as a set of them has bits. Sides of a split may each come
+/// to [`OPEN_MAX`]; and of changes made at once every node makes the merges of those it has heard of
+/// so far, which may be others than its neighbours' and stay until all is settled.
+const LAYOUTS_MAX: usize = Bits::BITS as usize;
+
+/// A set of layouts, or of configs, by their positions.
+type Bits = u128;
 
 /// Layouts gone beyond whose ids are remembered. A node that was away for longer has to be
 /// removed and added.
@@ -119,7 +124,7 @@ pub struct History {
     /// What is below comes before.
     layouts: Vec<Arc<Layout>>,
     /// Of each, the set of those strictly below it, as bits.
-    below: Vec<u64>,
+    below: Vec<Bits>,
     /// Position of the newest.
     head: usize,
     settled: BTreeMap<LayoutId, Settled>,
@@ -474,13 +479,13 @@ impl Settled {
 fn ordered(
     mut all: Vec<Arc<Layout>>,
     settled: &BTreeMap<LayoutId, Settled>,
-) -> (Vec<Arc<Layout>>, Vec<u64>) {
+) -> (Vec<Arc<Layout>>, Vec<Bits>) {
     all.sort_by_key(|layout| (layout.depth(), layout.id()));
     let below_each = below(&all, settled);
     let mut order: Vec<usize> = (0..all.len()).collect();
     // A merge of more may be no deeper than one of less. Whatever is above has more below it.
     order.sort_by_key(|at| (below_each[*at].count_ones(), *at));
-    let place = |bits: u64| {
+    let place = |bits: Bits| {
         let moved = order.iter().enumerate().filter(|(_, at)| bits >> **at & 1 == 1);
         moved.fold(0, |all, (to, _)| all | 1 << to)
     };
@@ -490,7 +495,7 @@ fn ordered(
 
 /// Of each layout those strictly below it. One is below another if all its changes are among the
 /// other's; of two that have the same ones, the lesser is below.
-fn below(all: &[Arc<Layout>], settled: &BTreeMap<LayoutId, Settled>) -> Vec<u64> {
+fn below(all: &[Arc<Layout>], settled: &BTreeMap<LayoutId, Settled>) -> Vec<Bits> {
     // Ids of everything each descends from, itself included.
     let mut lines: Vec<BTreeSet<LayoutId>> = Vec::with_capacity(all.len());
     for (at, layout) in all.iter().enumerate() {
@@ -538,14 +543,14 @@ fn below(all: &[Arc<Layout>], settled: &BTreeMap<LayoutId, Settled>) -> Vec<u64>
         .collect()
 }
 
-fn maximal(below: &[u64]) -> Vec<usize> {
+fn maximal(below: &[Bits]) -> Vec<usize> {
     let covered = below.iter().fold(0, |all, below| all | below);
     (0..below.len()).filter(|at| covered >> at & 1 == 0).collect()
 }
 
 /// The newest changes that these heads stand for: merges are taken apart, so that the same changes
 /// make the same merge.
-fn changes_below<'a>(all: &'a [Arc<Layout>], below: &[u64], heads: &[usize]) -> Vec<&'a Layout> {
+fn changes_below<'a>(all: &'a [Arc<Layout>], below: &[Bits], heads: &[usize]) -> Vec<&'a Layout> {
     let position = |id: &LayoutId| all.iter().position(|layout| layout.id() == *id);
     let mut changes: BTreeSet<usize> = heads.iter().copied().collect();
     loop {

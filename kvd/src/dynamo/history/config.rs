@@ -1,6 +1,6 @@
 //! The configs of one partition, and what is to be done for them.
 
-use super::{History, Mark, Marks, Parts};
+use super::{Bits, History, Mark, Marks, Parts};
 use crate::dynamo::layout::{Keyspace, Layout};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use proto::token::Token;
@@ -30,7 +30,7 @@ pub struct Config {
     /// Whether nothing was before it.
     initial: bool,
     /// Configs below it, as bits of their positions.
-    below: u64,
+    below: Bits,
 }
 
 impl Config {
@@ -147,7 +147,7 @@ impl History {
         let (first, others) = self.layouts.split_first()?;
         let policy = first.keyspace_by_id(keyspace)?;
         let slots = first.row(policy.n, first.partition_of(token));
-        let is_kept = |(layout, below): (&Arc<Layout>, &u64)| {
+        let is_kept = |(layout, below): (&Arc<Layout>, &Bits)| {
             let theirs = layout.keyspace_by_id(keyspace);
             let same = |it: &Keyspace| (it.n, it.r, it.w) == (policy.n, policy.r, policy.w);
             below & 1 == 1 && theirs.is_some_and(same) && {
@@ -169,7 +169,8 @@ impl History {
                 continue;
             };
             let lower = (0..at).filter(|one| self.below[at] >> one & 1 == 1);
-            let all = lower.filter_map(|one| of_layout[one]).fold(0_u64, |all, one| all | 1 << one);
+            let all =
+                lower.filter_map(|one| of_layout[one]).fold(0, |all: Bits, one| all | 1 << one);
             let covered = (0..configs.len()).filter(|one| all >> one & 1 == 1);
             let covered = covered.fold(0, |covered, one| covered | configs[one].below);
             let newest = all & !covered;
@@ -262,8 +263,8 @@ impl History {
     }
 
     /// The layout at `at` and those it descends from, as bits.
-    fn line(&self, at: usize) -> u64 {
-        let (mut line, mut to_visit) = (1_u64 << at, vec![at]);
+    fn line(&self, at: usize) -> Bits {
+        let (mut line, mut to_visit): (Bits, _) = (1 << at, vec![at]);
         while let Some(at) = to_visit.pop() {
             let layout = &self.layouts[at];
             let past = self.settled.get(&layout.id()).into_iter().flat_map(|it| &it.past);
@@ -413,6 +414,17 @@ impl History {
         configs.iter().any(|config| !config.certified && config.members.contains(&me))
     }
 
+    /// The partitions of a keyspace, of 2^[`History::bits`], of which both are replicas in one config
+    /// that counts.
+    pub fn shared(&self, keyspace: KeyspaceId, one: Uid, other: Uid) -> Vec<u32> {
+        let both = |config: &Config| {
+            let has = |uid| config.members.contains(&uid) && !config.lost.contains(&uid);
+            !config.certified && has(one) && has(other)
+        };
+        let is_shared = |partition: &u32| self.configs_of(keyspace, *partition).iter().any(both);
+        (0..1 << self.bits()).filter(is_shared).collect()
+    }
+
     /// Whether `me` is a replica of this key in no config that counts, though there are some: what
     /// it is given of it, and not as a write that names its sets, it may be about to give up.
     pub fn is_foreign(&self, me: Uid, keyspace: KeyspaceId, token: Token) -> bool {
@@ -520,7 +532,7 @@ impl History {
 
     /// Marks once the layouts in `gone` are: those of a config that layout `base` still has are then
     /// known by `base`.
-    pub(super) fn marks_renamed(&self, base: usize, gone: u64) -> Marks {
+    pub(super) fn marks_renamed(&self, base: usize, gone: Bits) -> Marks {
         let root = self.layouts[base].id();
         let mut out = Marks::default();
         for ((layout, keyspace, uid), mark) in self.marks.iter() {
@@ -621,13 +633,13 @@ fn sync_task(
     })
 }
 
-fn configs_below(configs: &[Config], all: u64) -> u64 {
+fn configs_below(configs: &[Config], all: Bits) -> Bits {
     let under = (0..configs.len()).filter(|one| all >> one & 1 == 1);
     under.fold(all, |below, one| below | configs[one].below)
 }
 
 impl Config {
-    fn new(layout: &Arc<Layout>, policy: &Keyspace, slots: &[u16], below: u64) -> Self {
+    fn new(layout: &Arc<Layout>, policy: &Keyspace, slots: &[u16], below: Bits) -> Self {
         Self {
             origin: layout.id(),
             members: uids(layout, slots).collect(),

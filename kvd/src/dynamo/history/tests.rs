@@ -438,6 +438,30 @@ fn who_is_removed_by_most_of_those_that_stay_is_gone_however_many_leave() {
 }
 
 #[test]
+fn many_nodes_that_change_something_at_once_come_together() {
+    // Each hears of the others' changes one by one, in another order, and merges as it does.
+    let first = History::new(layout(&[1; 3], 1));
+    let side = |at: usize| {
+        let change = Change::CreateKeyspace(keyspace(&format!("k{at}"), 3));
+        first.with_child(child(&first, change)).unwrap()
+    };
+    let nodes = 11;
+    let sides: Vec<History> = (0..nodes).map(side).collect();
+    let heard = |me: usize| {
+        let stride = 1 + me % (nodes - 1); // 11 is prime: each once
+        let order = (1..nodes).map(|step| (me + step * stride) % nodes);
+        order.fold(sides[me].clone(), |all, at| all.join(&sides[at]).unwrap())
+    };
+    let mut all = heard(0);
+    for me in 1..nodes {
+        all = all.join(&heard(me)).unwrap();
+    }
+    assert!(all.layouts().len() > 64, "{} layouts", all.layouts().len());
+    assert!((0..nodes).all(|me| heard(me).head().id() == all.head().id()));
+    assert!(work_all(all).is_settled());
+}
+
+#[test]
 fn who_gives_its_copy_up_is_no_replica_to_give_it_one() {
     let (first, fourth) = three_and_one();
     let next = first.with_child(child(&first, Change::Add(fourth.clone()))).unwrap();
