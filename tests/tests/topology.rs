@@ -18,7 +18,7 @@ use tests::net;
 use tests::process::{Cluster, free_address, ok, run, text};
 use tests::scenario::{Ended, Scenario, prepare};
 use tests::topology::{
-    add, cancel, change, drop_keyspace, layout, op, plan, remove, reweight, rezone, steer,
+    add, cancel, change, drop_keyspace, layout, op, plan, remove, reweight, rezone, spread, steer,
     throttle, try_apply, try_apply_as, try_plan, tune, wait_until_done, wait_until_percent,
     wait_until_settled,
 };
@@ -553,6 +553,32 @@ fn a_delete_without_a_context_covers_what_was_there_while_a_node_comes() {
     assert_eq!(op(&cluster, &client, &added.id).unwrap().copies_done, 0, "it got nothing yet");
     steer(&cluster, &client, OpsAction::Resume);
     wait_until_done(&cluster, &client, &added.id);
+}
+
+/// What cannot be, or is something else than it seems, is said before anything moves.
+#[test]
+fn what_cannot_be_is_refused_and_what_is_known_is_shown_before_anything_moves() {
+    let mut cluster = Cluster::start_with(3, prepare);
+    let client = cluster.client(0);
+    let nowhere = try_plan(&cluster, &client, vec![spread(3)]).unwrap_err();
+    assert_eq!(code(&nowhere), ErrorCode::PlanRefused, "all are in one zone: {nowhere}");
+    let new = cluster.more();
+    let added = plan(&cluster, &client, vec![add(&cluster.nodes[new], "", 0)]);
+    let shown = added.nodes.iter().find(|it| it.node == cluster.nodes[new].name).unwrap();
+    assert!(shown.disk_ratio_after > 0.0, "it is not a member, and was asked: {shown:?}");
+
+    let heavier = plan(&cluster, &client, vec![reweight("n1", 2)]);
+    let mine = try_apply_as("mine", &cluster, &client, &heavier, &[]).unwrap();
+    wait_until_done(&cluster, &client, &mine.id);
+    let other = plan(&cluster, &client, vec![reweight("n2", 2)]);
+    let taken = try_apply_as("mine", &cluster, &client, &other, &[]).unwrap_err();
+    assert_eq!(code(&taken), ErrorCode::PlanRefused, "its name is another's: {taken}");
+    let again = try_apply_as("mine", &cluster, &client, &heavier, &[]).unwrap();
+    assert_eq!(again.id, mine.id);
+
+    ok(cluster.kvctl(&["keyspaces", "create", "logs"]));
+    let ops = text(&ok(cluster.kvctl(&["ops", "list"])));
+    assert!(ops.contains("keyspace logs"), "a keyspace is a change like any other: {ops}");
 }
 
 /// A command that is said again while the first is still being answered, through the same node.

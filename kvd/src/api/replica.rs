@@ -65,7 +65,14 @@ impl Replica for ReplicaService {
         let cluster = self.node.cluster().ok();
         let cluster_id = cluster.map(|c| c.id.to_bytes().to_vec().into()).unwrap_or_default();
         let uid = self.node.uid.to_bytes().to_vec().into();
-        respond(Ok(IdentifyReply { uid, cluster_id, version: version() }))
+        let disk = self.node.store.room();
+        respond(Ok(IdentifyReply {
+            uid,
+            cluster_id,
+            version: version(),
+            disk_total_bytes: disk.total_bytes,
+            disk_free_bytes: disk.free_bytes,
+        }))
     }
 
     async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<AdoptReply>, Status> {

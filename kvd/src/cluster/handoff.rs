@@ -218,6 +218,13 @@ pub async fn pass_on(node: &Arc<Node>, cluster: &Arc<Cluster>) {
     }
 }
 
+/// Why this node does not get rid of what it keeps for others, if it is an operator who wants it so.
+pub fn held_back(node: &Node) -> Option<String> {
+    let kept = || node.store.hint_totals().values().any(|totals| totals.keys > 0);
+    let held = node.handoff.paused.load(Ordering::Relaxed) && kept();
+    held.then(|| "what it keeps for others is paused: kvctl hints resume".into())
+}
+
 async fn pass_on_one(
     node: &Arc<Node>,
     cluster: &Arc<Cluster>,

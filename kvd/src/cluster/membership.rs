@@ -8,11 +8,11 @@ use super::documents::{self, Heard};
 use super::errors::{self, Failure};
 use super::lane::CallError;
 use super::peers::Peer;
-use super::{Cluster, Node, detector};
+use super::{Cluster, Node, detector, plans};
 use crate::clock;
 use crate::dynamo::context::Sealer;
 use crate::dynamo::history::{History, HistoryError, OPEN_MAX};
-use crate::dynamo::layout::{Keyspace, Layout, LayoutError, Member, Mode};
+use crate::dynamo::layout::{Change, Keyspace, Layout, LayoutError, Member, Mode};
 use crate::dynamo::node::{ClusterId, LayoutId, Uid};
 use crate::dynamo::value::Codec;
 use crate::storage::StoreError;
@@ -155,6 +155,7 @@ pub async fn init(node: &Arc<Node>, request: InitClusterRequest) -> Result<(), F
         return Err(errors::cluster_exists(what));
     }
     let members = identify_all(node, &request.members).await?;
+    let members: Vec<Member> = members.into_iter().map(|(member, _)| member).collect();
     if !members.iter().any(|member| member.uid == node.uid) {
         let why = format!("ask one of them, or add this node, {}", node.address);
         return Err(errors::argument("the node that is asked is not among the members", why));
@@ -190,8 +191,14 @@ async fn wait_until_met(cluster: &Cluster) -> Result<(), Failure> {
     }
 }
 
-/// The nodes at these addresses, as members; they have to be blank.
-pub async fn identify_all(node: &Node, members: &[NewMember]) -> Result<Vec<Member>, Failure> {
+/// Bytes of a node's disk, and of those, used; no bytes: not known.
+pub type Disk = (u64, u64);
+
+/// The nodes at these addresses, as members, and their disks; they have to be blank.
+pub async fn identify_all(
+    node: &Node,
+    members: &[NewMember],
+) -> Result<Vec<(Member, Disk)>, Failure> {
     let asking = members.iter().map(|member| async move {
         let identity = identify(node, &member.address).await;
         let who = format!("{} at {}", member.name, member.address);
@@ -202,13 +209,11 @@ pub async fn identify_all(node: &Node, members: &[NewMember]) -> Result<Vec<Memb
         }
         let uid =
             Uid::from_slice(&identity.uid).ok_or_else(|| errors::internal("a uid has 16 bytes"))?;
-        Ok(Member {
-            uid,
-            name: member.name.clone(),
-            address: member.address.clone(),
-            zone: if member.zone.is_empty() { "default".into() } else { member.zone.clone() },
-            weight: member.weight.max(1),
-        })
+        let (total, free) = (identity.disk_total_bytes, identity.disk_free_bytes);
+        let zone = if member.zone.is_empty() { "default".into() } else { member.zone.clone() };
+        let (name, address) = (member.name.clone(), member.address.clone());
+        let member = Member { uid, name, address, zone, weight: member.weight.max(1) };
+        Ok((member, (total, total.saturating_sub(free))))
     });
     futures_util::future::join_all(asking).await.into_iter().collect()
 }
@@ -474,8 +479,12 @@ pub async fn create_keyspace(
     asked: proto::v1::Keyspace,
 ) -> Result<Keyspace, Failure> {
     let keyspace = keyspace_from(asked)?;
+    plans::require_majority_up(&*node.cluster()?)?;
+    let note = plans::note_of_keyspace(&keyspace);
     let made = commit(node, |history| {
-        history.head().with_keyspace(keyspace.clone()).map_err(|error| layout_refused(&error))
+        let change = [Change::CreateKeyspace(keyspace.clone())];
+        let child = history.head().changed(&change, note, None);
+        child.map_err(|error| layout_refused(&error))
     });
     made.await?;
     let depth = node.cluster()?.layout.depth();

@@ -19,7 +19,7 @@ pub use progress::here;
 
 use super::errors::{self, Failure};
 use super::peers::Peer;
-use super::{Cluster, Node, membership};
+use super::{Cluster, Node, handoff, membership};
 use crate::clock;
 use crate::dynamo::history::{History, SyncTask};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
@@ -88,6 +88,8 @@ pub struct Moves {
     /// Keyspaces that were dropped and of which nothing is left here.
     dropped: Mutex<BTreeSet<KeyspaceId>>,
     moved_at_ms: AtomicU64,
+    /// What keeps this node from giving away what it has, and since when.
+    keeps: Mutex<Option<(String, u64)>>,
     /// How often copies were compared.
     turns: AtomicUsize,
 }
@@ -108,6 +110,7 @@ impl Default for Moves {
             pace: Mutex::default(),
             dropped: Mutex::default(),
             moved_at_ms: AtomicU64::new(0),
+            keeps: Mutex::default(),
             turns: AtomicUsize::new(0),
         }
     }
@@ -163,6 +166,13 @@ impl Moves {
     /// Returns once this node has no part in its cluster any more.
     pub async fn gone(&self) {
         self.gone.notified().await;
+    }
+
+    /// What keeps this node from giving away what it has; `None`: nothing does.
+    fn is_kept_by(&self, why: Option<String>) {
+        let mut keeps = lock(&self.keeps);
+        let since_ms = keeps.as_ref().map_or_else(clock::now_ms, |(_, since_ms)| *since_ms);
+        *keeps = why.map(|why| (why, since_ms));
     }
 
     fn got_on(&self) {
@@ -235,9 +245,18 @@ pub async fn sweep(node: Arc<Node>) {
         }
         has_moved |= is_open;
         match give_up::give_up_what_is_not_ours(&node, has_moved).await {
-            Ok(()) if !is_open => (swept, has_moved) = (Some(clock::now()), false),
-            Ok(()) => swept = None,
-            Err(why) => tracing::debug!(why, "what is held no more is not given up yet"),
+            Ok(()) if !is_open => {
+                node.moves.is_kept_by(None);
+                (swept, has_moved) = (Some(clock::now()), false);
+            }
+            Ok(()) => {
+                node.moves.is_kept_by(handoff::held_back(&node));
+                swept = None;
+            }
+            Err(why) => {
+                tracing::debug!(why, "what is held no more is not given up yet");
+                node.moves.is_kept_by(Some(why));
+            }
         }
         node.moves.look();
     }

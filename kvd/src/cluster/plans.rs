@@ -38,6 +38,8 @@ struct Intent {
     changes: Vec<Change>,
     lines: Vec<String>,
     undo: Vec<v1::Change>,
+    /// Of nodes that come, their disks.
+    disks: BTreeMap<Uid, membership::Disk>,
     /// Nodes that go without giving anything away.
     dead: Vec<Uid>,
     /// The operation under way that is changed back, and tables from before it.
@@ -56,23 +58,42 @@ pub async fn make(node: &Arc<Node>, request: MakePlanRequest) -> Result<Plan, Fa
 /// Makes the changes of a plan. Said twice under one name, also at once, it is done once.
 pub async fn apply(node: &Arc<Node>, request: ApplyPlanRequest) -> Result<Op, Failure> {
     check_op_id(&request)?;
-    let op_id = request.op_id.clone();
-    if let Some(op) = known(node, &op_id).await? {
+    let (op_id, digest) = (request.op_id.clone(), changes_digest(&request.changes));
+    if let Some(op) = known(node, &op_id, &digest).await? {
         return Ok(op);
     }
     match apply_anew(node, request).await {
         Ok(op) => Ok(op),
         // What came first may have been the same.
-        Err(failure) => known(node, &op_id).await.ok().flatten().ok_or(failure),
+        Err(failure) => known(node, &op_id, &digest).await.ok().flatten().ok_or(failure),
     }
 }
 
 /// The operation that whoever asks has named so, if there is one.
-async fn known(node: &Arc<Node>, op_id: &str) -> Result<Option<Op>, Failure> {
+///
+/// # Errors
+/// It was of other changes: these are not made under its name.
+async fn known(node: &Arc<Node>, op_id: &str, digest: &[u8]) -> Result<Option<Op>, Failure> {
     if op_id.is_empty() {
         return Ok(None);
     }
+    if let Some((id, note)) = ops::note(node, op_id)?
+        && !note.changes_digest.is_empty()
+        && note.changes_digest[..] != *digest
+    {
+        let why = format!("{op_id} is the name of {}: {}", ops::name_of(id), note.lines.join(", "));
+        return Err(errors::plan_refused(why, "another --op-id"));
+    }
     ops::find(node, op_id).await
+}
+
+/// What was asked for, in short.
+fn changes_digest(changes: &[v1::Change]) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    for change in changes {
+        hash.update(change.encode_length_delimited_to_vec());
+    }
+    hash.finalize()[..16].to_vec()
 }
 
 async fn apply_anew(node: &Arc<Node>, request: ApplyPlanRequest) -> Result<Op, Failure> {
@@ -95,6 +116,7 @@ async fn apply_anew(node: &Arc<Node>, request: ApplyPlanRequest) -> Result<Op, F
         require_majority(&cluster)?;
     }
     let note = Note {
+        changes_digest: changes_digest(&plan.changes).into(),
         op_id: request.op_id,
         by: request.by,
         at_ms: clock::now_ms(),
@@ -144,6 +166,31 @@ fn require_majority(cluster: &Cluster) -> Result<(), Failure> {
     Err(errors::plan_refused(why, advice))
 }
 
+/// The same for what touches nothing that is there, and that nobody plans: a majority has to be up.
+pub fn require_majority_up(cluster: &Cluster) -> Result<(), Failure> {
+    let all = cluster.layout.members().len();
+    let is_up = |peer: &&Arc<super::peers::Peer>| {
+        peer.is_usable() && cluster.layout.member(peer.uid).is_some()
+    };
+    let up = 1 + cluster.peers.values().filter(is_up).count();
+    if 2 * up > all {
+        return Ok(());
+    }
+    let why = format!("{up} of {all} nodes are up as this one sees it");
+    Err(errors::plan_refused(why, "ask a node on the other side, or when more are up"))
+}
+
+/// What the layout of a keyspace that was made without a plan says of it.
+pub fn note_of_keyspace(keyspace: &Keyspace) -> Vec<u8> {
+    let note = Note {
+        at_ms: clock::now_ms(),
+        lines: vec![format!("+ keyspace {}", quorum_text(keyspace))],
+        undo: vec![wire(change::Change::DropKeyspace(keyspace.name.clone()))],
+        ..Note::default()
+    };
+    note.encode_to_vec()
+}
+
 fn child(history: &History, intent: &Intent, note: Vec<u8>) -> Result<Layout, Failure> {
     let base = intent.base.as_ref().map(|(members, tables)| (&members[..], tables));
     let child = history.head().changed(&intent.changes, note, base);
@@ -189,7 +236,7 @@ async fn understand_one(
     let layout = &cluster.layout;
     match change {
         change::Change::Add(asked) => {
-            let member = newcomer(node, cluster, asked).await?;
+            let member = newcomer(node, cluster, asked, intent).await?;
             intent.lines.push(format!("+ {} {}", member.name, in_words(&member)));
             intent.undo.push(wire(change::Change::Remove(remove(&member.name, false))));
             intent.changes.push(Change::Add(member));
@@ -215,7 +262,7 @@ async fn understand_one(
             if with.weight == 0 {
                 with.weight = before.weight;
             }
-            let with = newcomer(node, cluster, &with).await?;
+            let with = newcomer(node, cluster, &with, intent).await?;
             let dead = dead_text(asked.dead);
             intent.lines.push(format!("{}{dead} → {} {}", asked.node, with.name, in_words(&with)));
             intent.undo.push(wire(change::Change::Replace(ReplaceNode {
@@ -262,6 +309,7 @@ async fn newcomer(
     node: &Arc<Node>,
     cluster: &Cluster,
     asked: &NewMember,
+    intent: &mut Intent,
 ) -> Result<Member, Failure> {
     let leaving = cluster.history.members().into_iter().find(|member| {
         member.address == asked.address && cluster.layout.member(member.uid).is_none()
@@ -272,7 +320,10 @@ async fn newcomer(
         return Ok(Member { name, zone, weight, ..member });
     }
     let mut found = membership::identify_all(node, std::slice::from_ref(asked)).await?;
-    found.pop().ok_or_else(|| errors::internal("a node was asked and none answered"))
+    let found = found.pop().ok_or_else(|| errors::internal("a node was asked and none answered"));
+    let (member, disk) = found?;
+    intent.disks.insert(member.uid, disk);
+    Ok(member)
 }
 
 /// Who is to go.
@@ -485,7 +536,7 @@ fn describe(
 ) -> Result<Plan, Failure> {
     let layout = &cluster.layout;
     let hash: [u8; 32] = Sha256::digest(child.encode()).into();
-    let sizes = Sizes::of(node, cluster);
+    let sizes = Sizes::of(node, cluster).with_newcomers(child, &intent.disks);
     let moved = Moved::between(layout, child);
     let nodes = plan_nodes(cluster, child, &moved, &sizes);
     let mut lines = intent.lines.clone();
@@ -530,6 +581,11 @@ fn describe(
     let more_zones = zones.len() > usize::from(child.spread());
     let zones_now: BTreeSet<&String> = layout.members().iter().map(|it| &it.zone).collect();
     let spread = shown.min(child.spread());
+    let asks_for = |change: &Change| matches!(change, Change::Spread(_));
+    if zones.len() < spread.into() && intent.changes.iter().any(asks_for) {
+        let why = format!("copies were to be in {spread} zones, and there are {}", zones.len());
+        return Err(errors::plan_refused(why, "nodes in more zones first, or a smaller spread"));
+    }
     if zones.len() < zones_now.len().min(spread.into()) {
         let left = zones.len();
         let noun = if left == 1 { "zone is" } else { "zones are" };
@@ -618,6 +674,18 @@ impl Sizes {
         }
         let by_name = disks.iter().map(|(uid, disk)| (cluster.name_of(*uid), *disk)).collect();
         Self { copy: bytes / copies.max(1), disks, by_name }
+    }
+}
+
+impl Sizes {
+    /// And of nodes that come.
+    fn with_newcomers(mut self, child: &Layout, disks: &BTreeMap<Uid, membership::Disk>) -> Self {
+        for (uid, disk) in disks {
+            let Some(member) = child.member(*uid) else { continue };
+            self.disks.insert(*uid, *disk);
+            self.by_name.insert(member.name.clone(), *disk);
+        }
+        self
     }
 }
 

@@ -149,6 +149,12 @@ pub fn here(node: &Node) -> NodeMoves {
             more: 0,
         });
     }
+    // While it stays nobody waits for it to be rid of that.
+    let leaves = cluster.layout.member(node.uid).is_none();
+    if let Some((why, since_ms)) = lock(&node.moves.keeps).clone().filter(|_| leaves) {
+        let (node, step) = (node.name(), "hand over".into());
+        stuck.push(Stuck { node, step, why, since_ms, ..Stuck::default() });
+    }
     let rates = node.moves.rates();
     let rate_of = |from: Uid, bytes_per_second| {
         let from_uid = from.to_bytes().to_vec().into();
