@@ -169,7 +169,6 @@ pub fn duration(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dynamo::layout::Member;
 
     fn keyspace(name: &str, r: u8, w: u8) -> Keyspace {
         let mode = Mode::Sloppy;
