@@ -12,7 +12,7 @@ use super::lane::{CallError, Lane};
 use super::peers::Peer;
 use super::{Cluster, Node, survey, tree, vote};
 use crate::clock;
-use crate::dynamo::compare::{Descent, SPANS_MAX, differing_keys, shared};
+use crate::dynamo::compare::{Descent, SPANS_MAX, Unlike, differing_keys, shared};
 use crate::dynamo::key::Key;
 use crate::dynamo::merkle::{Digest, Span};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
@@ -212,6 +212,8 @@ struct Round<'a> {
     left: u64,
     /// Why, of one of them.
     why: String,
+    /// Where they are.
+    unlike: Unlike<WorkId>,
     /// It is for a new set of replicas: the layout that began it, which the peer has to know, and
     /// that under which it is still to be read.
     moves: Option<(LayoutId, LayoutId)>,
@@ -230,6 +232,7 @@ impl<'a> Round<'a> {
             set_right: 0,
             left: 0,
             why: String::new(),
+            unlike: Unlike::default(),
             moves: None,
             is_told: true,
         }
@@ -238,37 +241,42 @@ impl<'a> Round<'a> {
 
 /// Spans of a keyspace, as replicas of a layout; and for a new set of replicas, the layout that began
 /// that: the peer has to know it, and to be read under the other from the beginning to the end.
-pub type Work = BTreeMap<(KeyspaceId, LayoutId, Option<LayoutId>), Vec<Span>>;
+pub type Work = BTreeMap<WorkId, Vec<Span>>;
+pub type WorkId = (KeyspaceId, LayoutId, Option<LayoutId>);
 
-/// Makes this node's copies and a peer's equal in these spans.
+/// Makes this node's copies and a peer's equal in these spans; says what could not be made so, and
+/// why, of one of them.
 ///
 /// # Errors
-/// Why they are not equal, or the peer may not be compared with.
+/// Why nothing can be said.
 pub async fn level(
     node: &Arc<Node>,
     cluster: &Arc<Cluster>,
     peer: &Arc<Peer>,
     work: Work,
-) -> Result<(), String> {
+) -> Result<(Unlike<WorkId>, String), String> {
     let mut round = Round::new(node, cluster, peer);
     round.is_told = false;
-    for ((keyspace, under, origin), mut spans) in work {
+    for (id, mut spans) in work {
+        let (keyspace, under, origin) = id;
         spans.sort_unstable();
         spans.dedup();
         round.moves = origin.map(|origin| (origin, under));
-        round.compare_keyspace(keyspace, spans.clone()).await?;
-        if origin.is_some() {
-            // Was it closed meanwhile, writers may have passed it by.
-            for spans in spans.chunks(SPANS_MAX) {
-                round.their_sums(keyspace, spans, false).await?;
+        let compared = round.compare_unclosed(keyspace, spans).await;
+        if let Err(why) = compared {
+            if !peer.is_usable() {
+                return Err(why);
             }
+            round.unlike.add_work(id);
+            round.why = why;
         }
     }
     round.look_again().await?;
-    match round.left {
-        0 => Ok(()),
-        left => Err(format!("{left} keys still differ: {}", round.why)),
-    }
+    let why = match round.left {
+        0 => round.why,
+        left => format!("{left} keys still differ: {}", round.why),
+    };
+    Ok((round.unlike, why))
 }
 
 /// What became of a key that seemed unlike.
@@ -298,6 +306,21 @@ impl Round<'_> {
             self.compare_keyspace(keyspace.id(), spans).await?;
         }
         self.look_again().await
+    }
+
+    /// Was something closed meanwhile, writers may have passed it by.
+    async fn compare_unclosed(
+        &mut self,
+        keyspace: KeyspaceId,
+        spans: Vec<Span>,
+    ) -> Result<(), String> {
+        self.compare_keyspace(keyspace, spans.clone()).await?;
+        if self.moves.is_some() {
+            for spans in spans.chunks(SPANS_MAX) {
+                self.their_sums(keyspace, spans, false).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn compare_keyspace(
@@ -420,9 +443,10 @@ impl Round<'_> {
                 pair.view.repaired += repaired;
                 pair.view.repaired_last += repaired;
             });
-            for it in mended {
+            for (key, it) in keys.iter().zip(mended) {
                 if let Mended::Left(why) = it {
                     (self.left, self.why) = (self.left + 1, why);
+                    self.unlike.add_key(keyspace, key.token());
                 }
             }
         }

@@ -3,8 +3,9 @@
 
 use crate::dynamo::layout::Layout;
 use crate::dynamo::merkle::{self, Digest, Span};
-use crate::dynamo::node::Uid;
+use crate::dynamo::node::{KeyspaceId, Uid};
 use bytes::Bytes;
+use proto::token::Token;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Spans asked for at once, at most.
@@ -12,6 +13,9 @@ pub const SPANS_MAX: usize = 4096;
 
 /// Of spans that differ, so many are cut at once: their parts fit one question.
 const CUT_MAX: usize = SPANS_MAX / merkle::FAN_OUT as usize;
+
+/// Keys found unlike that are remembered, each by its place.
+const UNLIKE_MAX: usize = 1024;
 
 /// The leaves of the partitions of which both are replicas, in keyspaces of `n` copies: ascending,
 /// each once.
@@ -30,6 +34,51 @@ pub fn shared(layout: &Layout, n: u8, one: Uid, other: Uid) -> Vec<Span> {
         .collect();
     spans.dedup(); // more partitions than leaves
     spans
+}
+
+/// What a comparison of many partitions leaves unlike. One key that cannot be mended, or one set of
+/// partitions that is closed meanwhile, says nothing of the others.
+#[derive(Debug)]
+pub struct Unlike<Work: Ord> {
+    /// Keys, by their places.
+    keys: BTreeSet<(KeyspaceId, Token)>,
+    /// Whether there are more than are remembered.
+    is_full: bool,
+    /// What could not be compared at all.
+    works: BTreeSet<Work>,
+}
+
+impl<Work: Ord> Default for Unlike<Work> {
+    fn default() -> Self {
+        Self { keys: BTreeSet::new(), is_full: false, works: BTreeSet::new() }
+    }
+}
+
+impl<Work: Ord> Unlike<Work> {
+    /// A key is.
+    pub fn add_key(&mut self, keyspace: KeyspaceId, token: Token) {
+        match self.keys.len() < UNLIKE_MAX {
+            true => _ = self.keys.insert((keyspace, token)),
+            false => self.is_full = true,
+        }
+    }
+
+    /// All of this may be.
+    pub fn add_work(&mut self, work: Work) {
+        self.works.insert(work);
+    }
+
+    /// Whether a partition, of 2^`bits`, that was compared as part of `work` is all equal.
+    pub fn is_level(
+        &self,
+        work: &Work,
+        keyspace: KeyspaceId,
+        (partition, bits): (u32, u32),
+    ) -> bool {
+        let (first, last) = Token::range(partition, bits);
+        let mut inside = self.keys.range((keyspace, first)..=(keyspace, last));
+        !self.is_full && !self.works.contains(work) && inside.next().is_none()
+    }
 }
 
 /// The way down to the leaves that differ. Depth first, so that what is still to be looked at stays
@@ -87,6 +136,19 @@ mod tests {
     use crate::dynamo::layout::samples::layout;
     use crate::dynamo::merkle::{LEAVES, Leaf, sums};
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_unlike_in_one_partition_is_not_in_another() {
+        let (one, other) = (KeyspaceId(1), KeyspaceId(2));
+        let mut unlike: Unlike<u8> = Unlike::default();
+        unlike.add_key(one, Token::range(3, 8).1);
+        unlike.add_work(7);
+        assert!(!unlike.is_level(&0, one, (3, 8)) && !unlike.is_level(&0, one, (7, 9)));
+        assert!(unlike.is_level(&0, one, (6, 9)) && unlike.is_level(&0, one, (4, 8)));
+        assert!(unlike.is_level(&0, other, (3, 8)) && !unlike.is_level(&7, other, (3, 8)));
+        (0..UNLIKE_MAX as u128).for_each(|at| unlike.add_key(other, Token(at)));
+        assert!(!unlike.is_level(&0, one, (4, 8)), "more than is remembered may be anywhere");
+    }
 
     #[test]
     fn three_of_three_share_the_whole_ring_and_a_stranger_nothing() {

@@ -39,7 +39,8 @@ pub(super) async fn bring_level(
     cluster: &Arc<Cluster>,
     needs: &[Need],
 ) -> Levelled {
-    let partitions = 1 << cluster.history.bits();
+    let bits = cluster.history.bits();
+    let partitions = 1 << bits;
     let mut why: BTreeMap<Uid, String> = BTreeMap::new();
     let mut there: Vec<Vec<Uid>> = Vec::with_capacity(needs.len());
     for need in needs {
@@ -68,9 +69,21 @@ pub(super) async fn bring_level(
     // Beside each other: they wait for the same checkpoints.
     let mut level = vec![0; needs.len()];
     for (uid, wanted, outcome) in join_all(comparing.collect::<Vec<_>>()).await {
-        match outcome {
-            Ok(()) => wanted.into_iter().for_each(|at| level[at] += 1),
-            Err(text) => _ = why.insert(uid, text),
+        let (unlike, text) = match outcome {
+            Ok(outcome) => outcome,
+            Err(text) => {
+                why.insert(uid, text);
+                continue;
+            }
+        };
+        for at in wanted {
+            let need = &needs[at];
+            let work = (need.keyspace, need.under, need.origin);
+            let is_level = unlike.is_level(&work, need.keyspace, (need.partition, bits));
+            level[at] += usize::from(is_level);
+        }
+        if !text.is_empty() {
+            why.insert(uid, text);
         }
     }
     let done = level.into_iter().zip(needs).map(|(level, need)| level >= need.needed);
