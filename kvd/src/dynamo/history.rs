@@ -29,7 +29,7 @@
 mod config;
 mod marks;
 
-pub use config::{Config, Coverage, Part, SyncTask};
+pub use config::{Config, Coverage, Part, Source, SyncTask};
 pub use marks::{Mark, Marks, Parts};
 
 use crate::dynamo::layout::{Layout, LayoutError, Member, PARENTS_MAX};

@@ -96,31 +96,48 @@ pub(super) async fn compare(
     cluster: &Arc<Cluster>,
     ready: &[SyncTask],
 ) -> Vec<SyncTask> {
-    let needs: Vec<Need> = ready.iter().map(|task| need_of(node, task)).collect();
+    let mut needs = Vec::with_capacity(ready.len());
+    let mut of_task = Vec::with_capacity(ready.len());
+    for task in ready {
+        let first = needs.len();
+        needs.push(need_of(node, task, &task.under, (&task.candidates, task.needed)));
+        let also = task.also.iter();
+        needs.extend(also.map(|it| need_of(node, task, &it.under, (&it.candidates, it.needed))));
+        of_task.push(first..needs.len());
+    }
     let Levelled { done, why } = bring_level(node, cluster, &needs).await;
     let mut level = Vec::new();
-    for (task, done) in ready.iter().zip(done) {
-        if done {
+    for (task, of_it) in ready.iter().zip(of_task) {
+        if done[of_it].iter().all(|done| *done) {
             level.push(task.clone());
-        } else if let Some(uid) = task.candidates.iter().find(|uid| why.contains_key(uid)) {
+            continue;
+        }
+        let mut asked =
+            task.candidates.iter().chain(task.also.iter().flat_map(|it| &it.candidates));
+        if let Some(uid) = asked.find(|uid| why.contains_key(uid)) {
             super::progress::note_stuck(node, cluster, task, *uid, &why[uid]);
         }
     }
     level
 }
 
-fn need_of(node: &Node, task: &SyncTask) -> Need {
-    let others = task.candidates.iter().copied().filter(|uid| *uid != node.uid);
+fn need_of(
+    node: &Node,
+    task: &SyncTask,
+    under: &LayoutId,
+    (candidates, needed): (&[Uid], usize),
+) -> Need {
+    let others = candidates.iter().copied().filter(|uid| *uid != node.uid);
     // What it holds itself it need not ask for, if that is all it should. Of its own config it is
     // one too: W others are level there, and it asks N-W of them.
-    let counts = task.candidates.contains(&node.uid) && node.vote.is_given();
+    let counts = candidates.contains(&node.uid) && node.vote.is_given();
     Need {
         keyspace: task.keyspace,
         partition: task.partition,
         origin: Some(task.origin),
-        under: task.under,
+        under: *under,
         candidates: others.collect(),
-        needed: task.needed.saturating_sub(counts.into()),
+        needed: needed.saturating_sub(counts.into()),
     }
 }
 

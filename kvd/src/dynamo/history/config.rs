@@ -110,8 +110,29 @@ pub struct SyncTask {
     pub candidates: Vec<Uid>,
     /// With how many of them it has to, itself counted.
     pub needed: usize,
+    /// And what it has to be level with besides: the same keyspace made on two sides of a split has
+    /// two sets of replicas to begin with, and each has what the other lacks.
+    pub also: Vec<Source>,
     /// It held nothing of the partition: a copy is quicker than a comparison.
     pub is_new: bool,
+}
+
+/// A config that a copy is level with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Source {
+    /// The layout that began it.
+    pub under: LayoutId,
+    /// Replicas of it which may be compared with, who asks perhaps among them.
+    pub candidates: Vec<Uid>,
+    /// With how many of them, who asks counted.
+    pub needed: usize,
+}
+
+impl Source {
+    fn of(config: &Config) -> Self {
+        let (candidates, needed) = (config.readable().collect(), config.sync_quorum());
+        Self { under: config.origin, candidates, needed }
+    }
 }
 
 impl History {
@@ -617,6 +638,16 @@ fn sync_task(
     let whole = sources.iter().find(|source| has(source, source.whole_quorum()));
     let source = whole.or_else(|| sources.iter().find(|source| has(source, source.sync_quorum())));
     let source = source?;
+    let has_its_writes = |other: &Config| {
+        let at_other = configs.iter().position(|it| it.origin == other.origin);
+        other.origin == source.origin || at_other.is_some_and(|it| source.below >> it & 1 == 1)
+    };
+    let also = (0..at).filter(|one| config.below >> one & 1 == 1).map(|one| &configs[one]);
+    let also = also.filter(|it| it.initial && !it.certified && !has_its_writes(it));
+    let also: Vec<Source> = also.map(Source::of).collect();
+    if also.iter().any(|source| source.candidates.len() < source.needed) {
+        return None;
+    }
     let held = |other: &&Config| {
         other.origin != config.origin && other.flipped && other.members.contains(&me)
     };
@@ -629,6 +660,7 @@ fn sync_task(
         under: source.origin,
         candidates: source.readable().collect(),
         needed: source.sync_quorum(),
+        also,
         is_new,
     })
 }

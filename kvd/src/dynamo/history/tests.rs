@@ -438,6 +438,31 @@ fn who_is_removed_by_most_of_those_that_stay_is_gone_however_many_leave() {
 }
 
 #[test]
+fn a_keyspace_made_on_two_sides_takes_what_both_have() {
+    let first = History::new(layout(&[1; 4], 1));
+    let side = |r: u8, w: u8| {
+        let made = crate::dynamo::layout::Keyspace { r, w, ..keyspace("k", 3) };
+        first.with_child(child(&first, Change::CreateKeyspace(made))).unwrap()
+    };
+    let (left, right) = (side(2, 2), side(1, 3));
+    let both = left.join(&right).unwrap();
+    let id = both.head().keyspace("k").unwrap().id();
+    let me = both.head().members()[0].uid;
+    let tasks: Vec<SyncTask> =
+        both.to_sync(me).into_iter().filter(|task| task.keyspace == id).collect();
+    assert!(!tasks.is_empty());
+    for task in &tasks {
+        let mut from: Vec<LayoutId> = task.also.iter().map(|source| source.under).collect();
+        from.push(task.under);
+        let made = BTreeSet::from([left.head().id(), right.head().id()]);
+        assert_eq!(from.into_iter().collect::<BTreeSet<_>>(), made);
+        assert!(task.also.iter().all(|source| source.needed > 0));
+    }
+    assert!(both.to_sync(me).iter().all(|task| task.keyspace == id || task.also.is_empty()));
+    assert!(work_all(both).is_settled());
+}
+
+#[test]
 fn many_nodes_that_change_something_at_once_come_together() {
     // Each hears of the others' changes one by one, in another order, and merges as it does.
     let first = History::new(layout(&[1; 3], 1));
