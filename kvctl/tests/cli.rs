@@ -417,13 +417,23 @@ fn a_put_that_was_lost_on_the_way_has_an_unknown_outcome() {
 
 #[test]
 fn a_node_that_never_answers_exits_7() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = says_nothing();
     let start = Instant::now();
     let put = run(&address, &["put", "k", "v", "--blind", "--timeout", "300ms", "-o", "json"]);
     assert!(start.elapsed() < Duration::from_secs(3));
     fails(&put, 7);
     assert_eq!(json(&put.stderr)["error"]["outcome"], "unknown");
+}
+
+#[test]
+fn a_port_where_nothing_is_said_is_no_node_and_nothing_is_sent() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let put = run(&address, &["put", "k", "v", "--blind", "--timeout", "300ms", "-o", "json"]);
+    fails(&put, 6);
+    let error = &json(&put.stderr)["error"];
+    assert!(error["outcome"].is_null(), "{error}");
+    assert!(error["why"].as_str().unwrap().contains("did not answer"), "{error}");
 }
 
 #[test]

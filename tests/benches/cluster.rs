@@ -75,15 +75,20 @@ impl Load {
 }
 
 fn main() {
-    let cluster = Cluster::start(3);
-    let clients: Vec<Client> = (0..3).map(|at| cluster.client(at)).collect();
-    println!("op    conc     ops/s   p50 us   p99 us   server CPU us/op   bytes written/op");
-    let mut put = 0;
-    for concurrency in [1, 16, 64] {
-        put = measure(&cluster, &clients, Op::Put, concurrency, put);
-    }
-    for concurrency in [1, 16, 64] {
-        measure(&cluster, &clients, Op::Get, concurrency, put);
+    // In the clear, then secured: the difference is what TLS costs.
+    for (how, cluster) in
+        [("in the clear", Cluster::start(3)), ("by TLS", Cluster::secured_with(3, |_| {}))]
+    {
+        let clients: Vec<Client> = (0..3).map(|at| cluster.client(at)).collect();
+        println!("{how}");
+        println!("op    conc     ops/s   p50 us   p99 us   server CPU us/op   bytes written/op");
+        let mut put = 0;
+        for concurrency in [1, 16, 64] {
+            put = measure(&cluster, &clients, Op::Put, concurrency, put);
+        }
+        for concurrency in [1, 16, 64] {
+            measure(&cluster, &clients, Op::Get, concurrency, put);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use proto::v1::{GetRequest, PutRequest};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tonic::Status;
 
 /// Each writer writes so many keys, again and again.
@@ -75,10 +75,10 @@ impl Ledger {
     }
 
     /// Reads every key through `client`, from `r` replicas; returns what is wrong with each that
-    /// lacks an acknowledged write.
+    /// lacks an acknowledged write. A replica that was just started may not be linked to yet.
     ///
     /// # Panics
-    /// If a value is there that nobody wrote.
+    /// If a value is there that nobody wrote, or a key cannot be read within [`PATIENCE`].
     pub async fn lost(&self, client: &Client, r: Option<u32>) -> Vec<String> {
         let mut lost = Vec::new();
         for (key, known) in self.writers.iter().flat_map(|writer| &writer.keys) {
@@ -88,8 +88,14 @@ impl Ledger {
                 timeout_ms: TIMEOUT_MS,
                 ..Default::default()
             };
-            let found = client.kv().get(get).await.unwrap_or_else(|error| panic!("{key}: {error}"));
-            let siblings = found.into_inner().siblings;
+            let until = Instant::now() + PATIENCE;
+            let siblings = loop {
+                match client.kv().get(get.clone()).await {
+                    Ok(found) => break found.into_inner().siblings,
+                    Err(error) => assert!(Instant::now() < until, "{key}: {error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
             let found: Vec<u64> =
                 siblings.iter().map(|sibling| self.number(key, known, &sibling.value)).collect();
             let sure = known.sure.as_ref().map(|(number, _)| *number);

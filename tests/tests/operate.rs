@@ -239,6 +239,29 @@ fn a_dead_node_that_takes_data_along_is_removed_only_by_force() {
     }
 }
 
+#[test]
+fn a_removal_ends_although_nobody_is_left_of_some_copies() {
+    let mut cluster = Cluster::start_with(4, prepare);
+    let one = ["--mode", "strict", "--n", "1", "--r", "1", "--w", "1"];
+    ok(cluster.kvctl(&[&["keyspaces", "create", "single"], &one[..]].concat()));
+    put_all(&cluster, 0, "single", "v");
+    cluster.nodes[3].kill();
+    drop(cluster.forget("n4"));
+    cluster.wait_until_up(0, &["n1", "n2", "n3"]);
+    let remove = ["nodes", "remove", "n4", "--dead", "--yes"];
+    exits(&run(cluster.kvctl(&remove)), 8);
+    exits(&run(cluster.kvctl(&[&remove[..], &["--force=data-loss"]].concat())), 0);
+    wait_until_settled(&cluster, "three nodes", |layout| layout.members.len() == 3);
+    let found = (0..KEYS).filter(|i| {
+        let got = run(cluster.kvctl(&["get", &key(*i), "-k", "single"]));
+        assert!(matches!(got.status.code(), Some(0 | 3)), "there or gone: {}", text(&got.stderr));
+        got.status.success()
+    });
+    let found = found.count();
+    assert!(found > KEYS / 2 && found < KEYS, "{found} of {KEYS} were elsewhere");
+    ok(cluster.kvctl(&["put", &key(0), "new", "-k", "single", "--blind"]));
+}
+
 // === who leaves while another is down ===
 
 /// Keys that one node keeps for another.

@@ -176,7 +176,7 @@ fn the_top_level_holds_what_it_should() {
 
 #[test]
 fn operating_names_every_flag_of_kvd_and_no_other() {
-    let help: BTreeSet<String> = [&["--help"][..], &["dev", "--help"]]
+    let help: BTreeSet<String> = [&["--help"][..], &["dev", "--help"], &["certs", "dev", "--help"]]
         .into_iter()
         .flat_map(|args| {
             let output = Command::new(binary("kvd")).args(args).output().unwrap();

@@ -342,6 +342,28 @@ fn certificates_are_replaced_under_load_and_no_request_fails() {
     assert!(!cluster.nodes.iter().any(down), "a node was taken for dead meanwhile");
 }
 
+#[test]
+fn connections_in_the_clear_are_made_anew_too_and_no_request_fails() {
+    let cluster = Cluster::start_with(3, |node| {
+        node.env.push(("KVD_CONNECTION_AGE", "1s".into()));
+    });
+    for via in 0..3 {
+        cluster.wait_until_up(via, &["n1", "n2", "n3"]);
+    }
+    let broken = |node: &Node| node.log().matches("the link to").count();
+    let before: Vec<usize> = cluster.nodes.iter().map(broken).collect();
+    let load = Load::start(&cluster.nodes, Options { per_second: Some(200), ..Options::default() });
+    eventually("the load to go on", || (load.begun() > 1200).then_some(()));
+    let summary = Summary::of(&load.stop());
+    for kind in ["get", "put", "delete"] {
+        let counts = summary.of_kind(kind);
+        assert_eq!(counts.failed + counts.indeterminate, 0, "{kind}s failed\n{summary}");
+    }
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(broken(node), before, "a link broke: {}", node.log());
+    }
+}
+
 const ACCESS: &str = r#"
 admin = { "*" = "admin" }
 orders = { orders = "write", default = "read" }

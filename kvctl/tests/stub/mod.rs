@@ -101,15 +101,37 @@ pub(crate) fn json(bytes: &[u8]) -> serde_json::Value {
     serde_json::from_slice(bytes).unwrap()
 }
 
-/// An address that takes connections and hangs up on the first words.
+/// What a server says first: settings, all as usual.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// An address where HTTP/2 is spoken, and nothing more said than that.
+pub(crate) fn says_nothing() -> String {
+    speaks_first(|_| std::thread::sleep(Duration::from_secs(60)))
+}
+
+/// An address where HTTP/2 is spoken, and hung up on the first request.
 pub(crate) fn hangs_up() -> String {
+    speaks_first(|mut stream| {
+        // The preface, then what the client wants.
+        let mut heard = 0;
+        while let Ok(read @ 1..) = stream.read(&mut [0; 1024]) {
+            heard += read;
+            if heard > 100 {
+                break;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    })
+}
+
+fn speaks_first(then: impl Fn(std::net::TcpStream) + Send + std::marker::Copy + 'static) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
-                let _ = stream.read(&mut [0; 1024]);
-                std::thread::sleep(Duration::from_millis(100));
+                let _ = stream.write_all(SETTINGS);
+                then(stream);
             });
         }
     });

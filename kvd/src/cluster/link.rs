@@ -139,11 +139,15 @@ impl Link {
     /// force that it was not made with.
     async fn successor(&self) -> Connection {
         let security = &self.node.security;
-        let Some(tls) = &security.tls else { return std::future::pending().await };
-        let mut reloads = tls.reloads();
+        let reloaded = async {
+            match security.tls.as_ref().map(|tls| tls.reloads()) {
+                Some(mut reloads) => reloads.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = tokio::time::sleep(security.link_age) => {}
-            Ok(()) = reloads.changed() => {}
+            true = reloaded => {}
         }
         loop {
             match connect(&self.node, &self.peer.address).await {

@@ -25,7 +25,8 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 const STALL_MAX: Duration = Duration::from_secs(30);
 const PACE_BYTES: u64 = 64 * 1024;
 
-/// After its age is over a connection may go on for so long with what is under way.
+/// After its age is over a connection may go on for so long with what is under way, and no longer than
+/// it was old.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// How often all that is looked at.
@@ -168,7 +169,7 @@ impl Session {
         if age > PREFACE_MAX && self.read.load(Ordering::Relaxed) < PREFACE_BYTES {
             return Some("it did not say what it wants in time");
         }
-        if age > self.age_max + GRACE {
+        if age > self.age_max + GRACE.min(self.age_max) {
             return Some("it is too old");
         }
         if self.is_link.load(Ordering::Relaxed) {

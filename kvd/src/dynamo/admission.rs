@@ -27,7 +27,7 @@ impl Admission {
         let now = requests.saturating_mul(1000) / ms.max(1);
         // A quick look up, a slow one down: one pause of a disk is not the end of its pace.
         self.per_second = match now >= self.per_second {
-            true => (self.per_second + now) / 2 + 1,
+            true => self.per_second / 2 + now / 2 + 1,
             false => self.per_second - (self.per_second - now) / 8,
         };
     }
