@@ -178,7 +178,9 @@ struct MembersOf(Arc<Node>);
 
 impl Members for MembersOf {
     fn has(&self, address: IpAddr) -> bool {
-        let at = |known: &str| known.parse().is_ok_and(|known: SocketAddr| known.ip() == address);
+        let at = |known: &str| {
+            known.parse().is_ok_and(|known: SocketAddr| known.ip().to_canonical() == address)
+        };
         let cluster = self.0.cluster();
         cluster.is_ok_and(|cluster| cluster.peers.values().any(|peer| at(&peer.address)))
     }
@@ -223,7 +225,10 @@ fn tell_how_secure(config: &Config, tls: Option<&Tls>) {
 async fn reload_on_hangup(node: Arc<Node>, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         // Both outcomes are told in the node's events.
-        let _ = tokio::task::block_in_place(|| certs::reload(&node));
+        tokio::task::block_in_place(|| {
+            let outcome = certs::reload(&node).map_err(tonic::Status::internal);
+            node.audit.add(None, "reload certs by SIGHUP", "", outcome.as_ref().map(|()| ()));
+        });
     }
 }
 
@@ -243,7 +248,7 @@ fn serve(
     let age = node.security.link_age * 2;
     let kv = KvServer::new(KvService { node: Arc::clone(&node) })
         .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
-    let admin = AdminServer::new(AdminService { node: Arc::clone(&node) });
+    let admin = AdminServer::new(AdminService::new(Arc::clone(&node)));
     let replica =
         ReplicaServer::new(ReplicaService { node }).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let server = Server::builder()

@@ -48,6 +48,7 @@ pub struct InForce {
     /// Its certificate.
     pub facts: Facts,
     clients: Arc<dyn ClientCertVerifier>,
+    nodes: Arc<dyn ClientCertVerifier>,
 }
 
 impl Tls {
@@ -96,11 +97,14 @@ impl InForce {
         let facts = Facts::of(&chain[0]).map_err(of_cert)?;
         check_own(&chain, &facts, nodes.clone(), &files.ca).map_err(of_cert)?;
 
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(signers), provider())
-            // Who shows none is a client without one. What it may do is decided call by call.
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| TlsError::Content(files.ca.clone(), error.to_string()))?;
+        let verifier = |signers: RootCertStore| {
+            WebPkiClientVerifier::builder_with_provider(Arc::new(signers), provider())
+                // Who shows none is a client without one. What it may do is decided call by call.
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| TlsError::Content(files.ca.clone(), error.to_string()))
+        };
+        let (verifies_nodes, clients) = (verifier(nodes.clone())?, verifier(signers)?);
         let server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|error| of_cert(error.to_string()))?
@@ -110,13 +114,21 @@ impl InForce {
         server.alpn_protocols = vec![ALPN.to_vec()];
         let client = client_config(nodes, Some((chain, key))).map_err(of_cert)?;
         let client = ClientTls::new(client, Some(node_name()));
-        Ok(Self { server: Arc::new(server), client, facts, clients })
+        Ok(Self { server: Arc::new(server), client, facts, clients, nodes: verifies_nodes })
     }
 
     /// Whether a certificate that was shown some time ago would be accepted today.
     pub fn still_trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, between)) = chain.split_first() else { return true };
         self.clients.verify_client_cert(own, between, now()).is_ok()
+    }
+
+    /// Whether it is a node's: by its names, and signed by who signs for nodes. Who signs for clients
+    /// alone makes no nodes.
+    pub fn is_node(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((own, between)) = chain.split_first() else { return false };
+        Facts::of(own).is_ok_and(|facts| facts.is_node())
+            && self.nodes.verify_client_cert(own, between, now()).is_ok()
     }
 }
 

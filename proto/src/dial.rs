@@ -3,7 +3,7 @@
 //! or speak something else.
 
 use crate::client::root_cause;
-use crate::tls::{ClientTls, words};
+use crate::tls::{ClientTls, is_of_tls, words};
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +25,9 @@ const FIRST_WORD_BYTES: usize = 512;
 const FRAME_HEADER_BYTES: usize = 9;
 const FRAME_SETTINGS: u8 = 4;
 const FRAME_GOAWAY: u8 = 7;
+
+/// Why a client is sent away that speaks no TLS.
+const INADEQUATE_SECURITY: u8 = 12;
 
 /// How to connect.
 #[derive(Clone, Debug, Default)]
@@ -113,8 +116,10 @@ impl Dial {
             Some(name) => name.clone(),
             None => server_name(address)?,
         };
-        let secured =
-            connector.connect(name, tcp).await.map_err(|error| DialError::tls(words(&error)))?;
+        let secured = connector
+            .connect(name, tcp)
+            .await
+            .map_err(|error| DialError { why: words(&error), is_tls: is_of_tls(&error) })?;
         first_word(Box::new(secured), true).await
     }
 
@@ -160,18 +165,20 @@ async fn first_word(stream: Box<dyn Stream>, secured: bool) -> Result<Connection
         stream.fill_buf().await
     };
     // In TLS 1.3 this is where a certificate of this side's is refused.
-    let word = asked.await.map_err(|error| DialError { why: words(&error), is_tls: secured })?;
+    let failed = |error| DialError { why: words(&error), is_tls: is_of_tls(&error) };
+    let word = asked.await.map_err(failed)?;
     match word.get(3) {
         Some(&FRAME_SETTINGS) => {
             // A server that sends this side away at once says both in one breath.
             let next = word.get(FRAME_HEADER_BYTES + length(word)..).unwrap_or_default();
             if next.get(3) == Some(&FRAME_GOAWAY) {
-                return Err(DialError::tls(farewell(next)));
+                return Err(farewell(next));
             }
         }
-        Some(&FRAME_GOAWAY) => return Err(DialError::tls(farewell(word))),
+        Some(&FRAME_GOAWAY) => return Err(farewell(word)),
         _ if word.is_empty() && secured => {
-            return Err(DialError::tls("closed the connection: it may want a client certificate"));
+            let why = "closed the connection: it is full, or stops";
+            return Err(why.to_owned().into());
         }
         _ if word.is_empty() => return Err("closed the connection".to_owned().into()),
         // 21: a TLS alert.
@@ -190,7 +197,6 @@ fn length(frame: &[u8]) -> usize {
 
 /// What a server says that sends a client away with these words: its settings, and a farewell.
 pub fn sending_away(words: &str) -> Vec<u8> {
-    const INADEQUATE_SECURITY: u8 = 12;
     let words = &words.as_bytes()[..words.len().min(FIRST_WORD_BYTES / 2)];
     let length = (8 + words.len()) as u16;
     let mut said = vec![0, 0, 0, FRAME_SETTINGS, 0, 0, 0, 0, 0];
@@ -202,12 +208,14 @@ pub fn sending_away(words: &str) -> Vec<u8> {
 }
 
 /// The words that a node gave for sending this side away.
-fn farewell(goaway: &[u8]) -> String {
+fn farewell(goaway: &[u8]) -> DialError {
     // Behind the header: the last stream, the code.
     let end = goaway.len().min(FRAME_HEADER_BYTES + length(goaway));
     let words = goaway.get(FRAME_HEADER_BYTES + 8..end);
     let words = String::from_utf8_lossy(words.unwrap_or_default());
-    if words.is_empty() { "closed the connection".into() } else { words.into_owned() }
+    let why = if words.is_empty() { "closed the connection".into() } else { words.into_owned() };
+    let is_tls = goaway.get(FRAME_HEADER_BYTES + 7) == Some(&INADEQUATE_SECURITY);
+    DialError { why, is_tls }
 }
 
 /// A stream in either direction.

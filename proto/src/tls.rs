@@ -251,6 +251,11 @@ pub fn words(error: &io::Error) -> String {
     }
 }
 
+/// Whether it is what secures the connection that went wrong, and not the connection.
+pub fn is_of_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Error>())
+}
+
 fn of_tls(error: &Error) -> String {
     use CertificateError as Bad;
     match error {

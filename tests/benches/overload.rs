@@ -22,6 +22,8 @@ const MEMORY_BYTES: u64 = 512 * 1024 * 1024;
 const KEYS: u64 = 10_000;
 const CONCURRENCY: usize = 64;
 const TIMES: u64 = 4;
+/// Until files have grown to what they will be, and checkpoints come as they go.
+const WARM: Duration = Duration::from_secs(40);
 const BASELINE: Duration = Duration::from_secs(10);
 const OVERLOAD: Duration = Duration::from_secs(60);
 const WINDOW: Duration = Duration::from_secs(5);
@@ -232,7 +234,7 @@ fn main() {
         }
         let value = bytes::Bytes::from(random_bytes(1024));
         println!("                       goodput        refused/s  failed not made   p50 ms   p99 ms  refused in");
-        closed(&clients, &value, Duration::from_secs(5)).await; // warm
+        closed(&clients, &value, WARM).await; // files grow, checkpoints begin
         let (counts, took) = closed(&clients, &value, BASELINE).await;
         let peak = counts.line("64 at once", took, 0.0);
         let (counts, took) = open(&clients, &value, peak * TIMES as f64, OVERLOAD).await;

@@ -250,6 +250,26 @@ fn only_a_node_is_taken_for_a_node() {
     assert_eq!(detail.code(), ErrorCode::Stranger);
     assert!(detail.why.contains("no node's certificate"), "{detail:?}");
 
+    // Who signs for clients cannot make nodes, whatever names it signs.
+    let clients = Ca::new("CA of clients");
+    let client_ca = cluster.dir().join("client-ca.pem");
+    put(&client_ca, clients.pem());
+    let certs = certs_of(&cluster);
+    let mut node = Node::new(cluster.dir(), "n9");
+    make_certs(&certs, 9, &[]);
+    node.secure(&certs);
+    node.env.push(("KVD_TLS_CLIENT_CA", client_ca.display().to_string()));
+    node.start();
+    let ca = certs.join("ca.pem");
+    let files = signed(&clients, &ca, cluster.dir(), "posing", &Leaf::node("n1"));
+    let posing = Dial { tls: ClientTls::load(&files).unwrap(), from: None };
+    let refused = cluster.block_on(async {
+        let at = &node.address;
+        let channel = posing.channel(at, Duration::from_secs(10), |it| it).await.unwrap();
+        ReplicaClient::new(channel).identify(IdentifyRequest {}).await.unwrap_err()
+    });
+    assert_eq!(proto::error::detail(&refused).unwrap().code(), ErrorCode::Stranger);
+
     // A node of another CA, and one that speaks in the clear, cannot be made members.
     let dir = tempfile::tempdir().unwrap();
     let other = dir.path().join("certs");

@@ -13,6 +13,7 @@ use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
 use bytes::Bytes;
 use futures_util::Stream;
+use prost::Message;
 use proto::token::Token;
 use proto::v1::admin_server::Admin;
 use proto::v1::{
@@ -28,45 +29,65 @@ use sha2::{Digest, Sha256};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// Serves `kvd.v1.Admin`.
 pub struct AdminService {
-    /// The node it speaks for.
-    pub node: Arc<Node>,
+    node: Arc<Node>,
+    watches: Arc<Semaphore>,
 }
 
+/// Watches of the cluster at once, at most. One more is refused.
+const WATCHES_MAX: usize = 256;
+
 impl AdminService {
+    /// That of a node.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, watches: Arc::new(Semaphore::new(WATCHES_MAX)) }
+    }
+
     /// What changes something is for admins, and goes into the audit log, refused or not. `on` is what
     /// it is about, `made` what came of it.
+    ///
+    /// In a task of its own: what was begun is seen through and noted, though who asked may be gone.
     async fn act<T, R, F>(
         &self,
         request: Request<T>,
         what: &str,
         on: String,
-        act: impl FnOnce(Arc<Node>, T) -> F + Send,
-        made: impl FnOnce(&R) -> String + Send,
+        act: impl FnOnce(Arc<Node>, T) -> F + Send + 'static,
+        made: impl FnOnce(&R) -> String + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
-        F: Future<Output = Result<R, Failure>> + Send,
+        T: Send + 'static,
+        R: Message + 'static,
+        F: Future<Output = Result<R, Failure>> + Send + 'static,
     {
-        let session = access::session(&request).cloned();
-        let outcome = match access::check_admin(&self.node, &request) {
-            Ok(()) => respond(act(Arc::clone(&self.node), request.into_inner()).await),
-            Err(refused) => Err(refused),
-        };
-        let on = match &outcome {
-            Ok(reply) => format!("{on} {}", made(reply.get_ref())),
-            Err(_) => on,
-        };
-        let heard = outcome.as_ref().map(|_| ());
-        // It waits for a disk.
-        tokio::task::block_in_place(|| {
-            self.node.audit.add(session.as_deref(), what, on.trim(), heard);
+        let (node, what) = (Arc::clone(&self.node), what.to_owned());
+        let work = tokio::spawn(async move {
+            let session = access::session(&request).cloned();
+            let outcome = match access::check_admin(&node, &request) {
+                Ok(()) => respond(act(Arc::clone(&node), request.into_inner()).await),
+                Err(refused) => Err(refused),
+            };
+            let on = match &outcome {
+                Ok(reply) => format!("{on} {}", made(reply.get_ref())),
+                Err(_) => on,
+            };
+            let name = session.as_ref().and_then(|session| session.name());
+            // Strangers are refused by the thousand, and fill no log.
+            if outcome.is_ok() || node.access.load().knows(name) {
+                let heard = outcome.as_ref().map(|_| ());
+                // It waits for a disk.
+                tokio::task::block_in_place(|| {
+                    node.audit.add(session.as_deref(), &what, on.trim(), heard);
+                });
+            }
+            outcome
         });
-        outcome
+        work.await.unwrap_or_else(|_| Err(Status::unavailable("the node is stopping")))
     }
 
     /// The same of what is looked at, or changed if `acts`.
@@ -75,10 +96,12 @@ impl AdminService {
         acts: bool,
         request: Request<T>,
         (what, on): (&str, String),
-        act: impl FnOnce(Arc<Node>, T) -> F + Send,
+        act: impl FnOnce(Arc<Node>, T) -> F + Send + 'static,
     ) -> Result<Response<R>, Status>
     where
-        F: Future<Output = Result<R, Failure>> + Send,
+        T: Send + 'static,
+        R: Message + 'static,
+        F: Future<Output = Result<R, Failure>> + Send + 'static,
     {
         if acts {
             return self.act(request, what, on, act, |_| String::new()).await;
@@ -95,11 +118,10 @@ impl Admin for AdminService {
         request: Request<InitClusterRequest>,
     ) -> Result<Response<ClusterView>, Status> {
         let name = request.get_ref().name.clone();
-        let init = async |node: &Arc<Node>, asked| {
-            membership::init(node, asked).await?;
-            Ok(view::cluster_view(node, 0))
+        let act = |node: Arc<Node>, asked| async move {
+            membership::init(&node, asked).await?;
+            Ok(view::cluster_view(&node, 0))
         };
-        let act = |node: Arc<Node>, asked| async move { init(&node, asked).await };
         self.act(request, "init cluster", name, act, |_| String::new()).await
     }
 
@@ -118,6 +140,10 @@ impl Admin for AdminService {
         request: Request<WatchClusterRequest>,
     ) -> Result<Response<Self::WatchClusterStream>, Status> {
         access::check_known(&self.node, &request)?;
+        let Ok(place) = Arc::clone(&self.watches).try_acquire_owned() else {
+            let many = errors::overloaded("as many watch it as may");
+            return Err(proto::error::status(&errors::of_a_read(many)));
+        };
         let request = request.into_inner();
         let interval = match request.interval_ms {
             0 => 1000,
@@ -126,12 +152,11 @@ impl Admin for AdminService {
         // One view ahead at most: a slow reader gets the next one late, not a queue of old ones.
         let (views, stream) = mpsc::channel(1);
         let node = Arc::clone(&self.node);
-        self.node.spawn(watch(
-            node,
-            views,
-            Duration::from_millis(interval.into()),
-            request.events_since,
-        ));
+        let every = Duration::from_millis(interval.into());
+        self.node.spawn(async move {
+            watch(node, views, every, request.events_since).await;
+            drop(place);
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -198,7 +223,16 @@ impl Admin for AdminService {
     async fn certs(&self, request: Request<CertsRequest>) -> Result<Response<CertsReply>, Status> {
         let (acts, on) = (request.get_ref().reload, request.get_ref().node.clone());
         let act = |node: Arc<Node>, asked| async move { certs::everywhere(&node, asked).await };
-        self.act_if(acts, request, ("reload certs", on), act).await
+        if !acts {
+            return self.act_if(false, request, ("", on), act).await;
+        }
+        let failed = |reply: &CertsReply| {
+            let failed = reply.nodes.iter().filter(|view| !view.error.is_empty());
+            let failed: Vec<String> =
+                failed.map(|view| format!("not on {}: {}", view.node, view.error)).collect();
+            failed.join("; ")
+        };
+        self.act(request, "reload certs", on, act, failed).await
     }
 
     async fn get_partitions(
@@ -261,6 +295,8 @@ impl Admin for AdminService {
         request: Request<ReadCopyRequest>,
     ) -> Result<Response<ReadCopyReply>, Status> {
         access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
+        let _admitted = coordinator::admit(&self.node)
+            .map_err(|refused| proto::error::status(&errors::of_a_read(refused)))?;
         respond(read_copy(&self.node, request.into_inner()).await)
     }
 }

@@ -3,8 +3,6 @@
 use super::respond;
 use crate::cluster::{Node, get, put, scan};
 use crate::door::access::{self, Right};
-use crate::door::room::AnswerBytes;
-use prost::Message;
 use proto::v1::kv_server::Kv;
 use proto::v1::{
     DeleteRequest, GetReply, GetRequest, PutRequest, ScanReply, ScanRequest, WriteReply,
@@ -22,11 +20,7 @@ pub struct KvService {
 impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
-        let mut answered = respond(get::get(&self.node, request.into_inner()).await)?;
-        let values = answered.get_ref().siblings.iter().map(|sibling| sibling.value.len());
-        let bytes = AnswerBytes(values.sum());
-        answered.extensions_mut().insert(bytes);
-        Ok(answered)
+        respond(get::get(&self.node, request.into_inner()).await)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<WriteReply>, Status> {
@@ -44,9 +38,6 @@ impl Kv for KvService {
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
         access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
-        let mut answered = respond(scan::scan(&self.node, request.into_inner()).await)?;
-        let bytes = AnswerBytes(answered.get_ref().encoded_len());
-        answered.extensions_mut().insert(bytes);
-        Ok(answered)
+        respond(scan::scan(&self.node, request.into_inner()).await)
     }
 }

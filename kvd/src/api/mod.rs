@@ -9,9 +9,15 @@ pub use kv::KvService;
 pub use replica::ReplicaService;
 
 use crate::cluster::errors::Failure;
+use crate::door::room::AnswerBytes;
+use prost::Message;
 use tonic::{Response, Status};
 
 /// A reply, or the status with the typed detail inside.
-fn respond<T>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
-    outcome.map(Response::new).map_err(|failure| proto::error::status(&failure))
+fn respond<T: Message>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
+    let reply = outcome.map_err(|failure| proto::error::status(&failure))?;
+    let bytes = AnswerBytes(reply.encoded_len());
+    let mut response = Response::new(reply);
+    response.extensions_mut().insert(bytes);
+    Ok(response)
 }

@@ -7,6 +7,7 @@ use crate::cluster::{
     Cluster, Node, certs, compact, coordinator, detector, documents, gc, handoff, membership,
     moves, partitions, put, repair, safety, scan, scrub, tree, witness,
 };
+use crate::door::access;
 use crate::dynamo::history::Coverage;
 use crate::dynamo::node::Uid;
 use crate::dynamo::object::Object;
@@ -86,6 +87,9 @@ impl Replica for ReplicaService {
         calls: Request<Streaming<LinkRequest>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         self.node.cluster().map_err(|blank| proto::error::status(&blank))?;
+        if let Some(session) = access::session(&calls) {
+            session.carries_link();
+        }
         let (replies, stream) = mpsc::channel(4);
         let node = Arc::clone(&self.node);
         self.node.spawn(serve_link(node, calls.into_inner(), replies));

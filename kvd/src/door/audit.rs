@@ -19,6 +19,9 @@ const BEFORE: &str = "audit.1.jsonl";
 /// A file that has so many bytes becomes the one before, which goes.
 const BYTES_MAX: u64 = 32 * 1024 * 1024;
 
+/// Of what callers name and errors say, so many characters.
+const TEXT_MAX: usize = 256;
+
 /// The log of one node.
 pub struct Audit {
     dir: PathBuf,
@@ -53,6 +56,7 @@ impl Audit {
         on: &str,
         outcome: Result<(), &Status>,
     ) {
+        let what_of = |text: &str| text.chars().take(TEXT_MAX).collect::<String>();
         let detail = outcome.err().and_then(detail);
         let why = match (&detail, outcome) {
             (Some(detail), _) => detail.what.as_str(),
@@ -64,23 +68,23 @@ impl Audit {
             who: session.and_then(|session| session.name()).unwrap_or("anybody"),
             from: session.map(|session| session.from.to_string()).unwrap_or_default(),
             what,
-            on,
+            on: &what_of(on),
             outcome: match (&detail, outcome) {
                 (_, Ok(())) => "done",
                 (Some(detail), Err(_)) => code_name(detail.code()),
                 (None, Err(_)) => "FAILED",
             },
-            why,
+            why: &what_of(why),
         };
         let Ok(mut text) = serde_json::to_vec(&line) else { return };
         text.push(b'\n');
-        if let Err(error) = self.write(&text) {
+        if let Err(error) = self.write(&text, outcome.is_ok()) {
             let line = String::from_utf8_lossy(&text);
             tracing::error!(%error, line = line.trim_end(), "the audit log cannot be written");
         }
     }
 
-    fn write(&self, line: &[u8]) -> io::Result<()> {
+    fn write(&self, line: &[u8], sync: bool) -> io::Result<()> {
         let mut open = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(FILE);
         if let Some(file) = &*open
@@ -95,7 +99,8 @@ impl Audit {
         };
         // In one piece, so that a line is there whole or not at all.
         file.write_all(line)?;
-        file.sync_data()
+        // What was refused changed nothing.
+        if sync { file.sync_data() } else { Ok(()) }
     }
 }
 

@@ -38,11 +38,17 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const CLIENT_HANDSHAKES_MAX: usize = 256;
 const NODE_HANDSHAKES_MAX: usize = 256;
 
+/// Of those, of one address: who does not mean to end his keeps nobody else out.
+const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+
 /// Connections that were taken in and are not served yet.
 const ACCEPTED_MAX: usize = 64;
 
 /// After an error of the listener, as of too many open files, it is left alone for so long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a connection ends that was good when it was made.
+const NOT_TRUSTED: &str = "its certificate is not trusted any more";
 
 /// Why connections were refused is told once in so long for each reason.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -75,7 +81,8 @@ pub struct Door {
     client_handshakes: Arc<Semaphore>,
     node_handshakes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
-    of_address: Mutex<HashMap<IpAddr, usize>>,
+    handshakes_of: Tally,
+    connections_of: Tally,
     sessions: Mutex<Vec<Weak<Session>>>,
     told: Mutex<HashMap<String, Instant>>,
 }
@@ -93,7 +100,8 @@ impl Door {
             client_handshakes: Arc::new(Semaphore::new(CLIENT_HANDSHAKES_MAX)),
             node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(limits.connections)),
-            of_address: Mutex::default(),
+            handshakes_of: Tally::default(),
+            connections_of: Tally::default(),
             sessions: Mutex::default(),
             told: Mutex::default(),
         })
@@ -116,14 +124,11 @@ impl Door {
     pub fn certificates_changed(&self) {
         let Some(tls) = &self.tls else { return };
         let now = tls.now();
-        let mut sessions = lock(&self.sessions);
-        sessions.retain(|session| {
-            let Some(session) = session.upgrade() else { return false };
-            if !now.still_trusts(session.chain()) {
-                session.end("its certificate is not trusted any more");
-            }
-            true
-        });
+        // Nobody who comes in meanwhile waits for all that.
+        let sessions: Vec<_> = lock(&self.sessions).iter().filter_map(Weak::upgrade).collect();
+        for session in sessions.iter().filter(|session| !now.still_trusts(session.chain())) {
+            session.end(NOT_TRUSTED);
+        }
     }
 
     async fn accept(
@@ -140,13 +145,19 @@ impl Door {
                     continue;
                 }
             };
-            let is_member = self.members.has(from.ip());
+            let address = from.ip().to_canonical();
+            let is_member = self.members.has(address);
             let handshakes = match is_member {
                 true => &self.node_handshakes,
                 false => &self.client_handshakes,
             };
             let Ok(turn) = Arc::clone(handshakes).try_acquire_owned() else {
-                self.tell(&from.ip().to_string(), "is refused: too many connect at once");
+                self.tell(&address.to_string(), "is refused: too many connect at once");
+                continue;
+            };
+            let most = if is_member { NODE_HANDSHAKES_MAX } else { HANDSHAKES_PER_ADDRESS_MAX };
+            let Some(its_turn) = self.handshakes_of.one_more(address, most) else {
+                self.tell(&address.to_string(), "is refused: it connects too often at once");
                 continue;
             };
             let (door, accepted) = (Arc::clone(self), accepted.clone());
@@ -155,10 +166,10 @@ impl Door {
                 let taken = taken.await.unwrap_or_else(|_| {
                     Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
                 });
-                drop(turn);
+                drop((turn, its_turn));
                 match taken {
                     Ok(incoming) => drop(accepted.send(Ok(incoming)).await), // the node stops
-                    Err(why) => door.tell(&from.ip().to_string(), &why),
+                    Err(why) => door.tell(&address.to_string(), &why),
                 }
             });
         }
@@ -183,13 +194,21 @@ impl Door {
                 (Either::Right(secured), chain)
             }
         };
-        let secured = self.tls.is_some();
         let chain: Option<Vec<CertificateDer<'static>>> = chain;
-        let session = Session::new(from, secured, chain, self.limits.age);
+        let shows_node = match &self.tls {
+            Some(tls) => tls.now().is_node(chain.as_deref().unwrap_or_default()),
+            None => true,
+        };
+        let session = Session::new(from, shows_node, chain, self.limits.age);
         let session = session.map_err(|error| error.to_string())?;
-        let is_node = if secured { session.may_be_node() } else { is_member };
-        let place = self.place(from.ip(), is_node)?;
+        let is_node = if self.tls.is_some() { shows_node } else { is_member };
+        let place = self.place(from.ip().to_canonical(), is_node)?;
         self.remember(&session);
+        // The certificates may have been read again since this handshake began; and one that goes on
+        // from an earlier session shows nothing anew.
+        if self.tls.as_ref().is_some_and(|tls| !tls.now().still_trusts(session.chain())) {
+            return Err(format!("is refused: {NOT_TRUSTED}"));
+        }
         Ok(Guarded::new(stream, session, Box::new(place)))
     }
 
@@ -213,16 +232,13 @@ impl Door {
                 self.limits.connections
             ));
         };
-        let mut of_address = lock(&self.of_address);
-        let count = of_address.entry(address).or_default();
-        if *count >= self.limits.connections_per_address {
-            return Err(format!(
-                "is refused: it has {} connections, as many as one address may have",
-                self.limits.connections_per_address
-            ));
+        let most = self.limits.connections_per_address;
+        match self.connections_of.one_more(address, most) {
+            Some(counted) => Ok(Some(Place { _permit: permit, _counted: counted })),
+            None => Err(format!(
+                "is refused: it has {most} connections, as many as one address may have"
+            )),
         }
-        *count += 1;
-        Ok(Some(Place { door: Arc::clone(self), address, _permit: permit }))
     }
 
     /// Logs it, unless the same was logged a moment ago.
@@ -237,20 +253,43 @@ impl Door {
     }
 }
 
-/// Counts one connection of a client.
+/// The place of one client's connection.
 struct Place {
-    door: Arc<Door>,
-    address: IpAddr,
     _permit: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
-impl Drop for Place {
+/// How many there are of each address.
+#[derive(Clone, Default)]
+struct Tally(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them, as long as it lives.
+struct Counted {
+    tally: Tally,
+    address: IpAddr,
+}
+
+impl Tally {
+    /// Counts one more, unless there are `most`.
+    fn one_more(&self, address: IpAddr, most: usize) -> Option<Counted> {
+        let mut counts = lock(&self.0);
+        let count = counts.entry(address).or_default();
+        // Not 0 before: what is 0 is not kept.
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { tally: self.clone(), address })
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut of_address = lock(&self.door.of_address);
-        if let Some(count) = of_address.get_mut(&self.address) {
+        let mut counts = lock(&self.tally.0);
+        if let Some(count) = counts.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
-                of_address.remove(&self.address);
+                counts.remove(&self.address);
             }
         }
     }

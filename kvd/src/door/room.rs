@@ -70,13 +70,20 @@ struct Held {
     room: Arc<Room>,
     session: Arc<Session>,
     bytes: AtomicUsize,
+    /// Of them, those on their way in or out.
+    in_transit: AtomicUsize,
 }
 
 impl Held {
     fn new(room: &Arc<Room>, session: &Arc<Session>) -> Arc<Self> {
         session.begins();
         let (room, session) = (Arc::clone(room), Arc::clone(session));
-        Arc::new(Self { room, session, bytes: AtomicUsize::new(0) })
+        Arc::new(Self {
+            room,
+            session,
+            bytes: AtomicUsize::new(0),
+            in_transit: AtomicUsize::new(0),
+        })
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -84,19 +91,32 @@ impl Held {
         if taken {
             self.session.holds(bytes);
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.in_transit.fetch_add(bytes, Ordering::Relaxed);
         }
         taken
+    }
+
+    /// All of it has arrived: how long the work on it takes is not the client's fault.
+    fn has_arrived(&self) {
+        self.session.frees(self.in_transit.swap(0, Ordering::Relaxed));
+    }
+}
+
+impl Held {
+    /// What it has taken so far.
+    fn give_back(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.has_arrived();
+        if bytes > 0 {
+            self.room.give_back(self.session.ip(), bytes);
+        }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let bytes = *self.bytes.get_mut();
-        self.session.frees(bytes);
+        self.give_back();
         self.session.ends();
-        if bytes > 0 {
-            self.room.give_back(self.session.ip(), bytes);
-        }
     }
 }
 
@@ -144,22 +164,17 @@ where
                 let refused = proto::error::status(&errors::no_node(&session.who()));
                 return Box::pin(async move { Ok(refused.into_http()) });
             }
-            session.carries_link();
             return Box::pin(self.inner.call(request));
         }
         let held = Held::new(&self.room, &session);
         let counted = {
             let held = Arc::clone(&held);
-            request.map(|body| Body::new(CountedBody { body, held }))
+            request.map(|body| Body::new(HeldBody { body, held, counts: true }))
         };
         let answered = self.inner.call(counted);
         Box::pin(async move {
             let answer = answered.await?;
-            let of_request = held.bytes.swap(0, Ordering::Relaxed);
-            held.session.frees(of_request);
-            if of_request > 0 {
-                held.room.give_back(held.session.ip(), of_request);
-            }
+            held.give_back();
             let bytes = answer.extensions().get::<AnswerBytes>().map_or(0, |bytes| bytes.0);
             if !held.take(bytes) {
                 let why = "clients take their answers too slowly";
@@ -167,18 +182,35 @@ where
                     proto::error::status(&errors::of_a_read(errors::overloaded(why))).into_http()
                 );
             }
-            Ok(answer.map(|body| Body::new(Kept { body, _held: held })))
+            Ok(answer.map(|body| Body::new(HeldBody { body, held, counts: false })))
         })
     }
 }
 
-/// A request's body: what comes of it takes room.
-struct CountedBody {
-    body: Body,
-    held: Arc<Held>,
+/// Bytes on their way out, and what they hold.
+struct KeptBytes {
+    bytes: Bytes,
+    _held: Arc<Held>,
 }
 
-impl HttpBody for CountedBody {
+impl AsRef<[u8]> for KeptBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// What is smaller is not worth an owner.
+const SMALL_BYTES: usize = 4096;
+
+/// The body of a request, of which what comes takes room, or of an answer, which has its room. That is
+/// given back when it was taken, or will not be.
+struct HeldBody {
+    body: Body,
+    held: Arc<Held>,
+    counts: bool,
+}
+
+impl HttpBody for HeldBody {
     type Data = Bytes;
     type Error = tonic::Status;
 
@@ -189,14 +221,28 @@ impl HttpBody for CountedBody {
         let this = self.get_mut();
         let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(context));
         let bytes = match &frame {
-            Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            Some(Ok(frame)) if this.counts => frame.data_ref().map_or(0, Bytes::len),
             _ => 0,
         };
         if !this.held.take(bytes) {
             let why = "what clients have sent takes all the memory there is for it";
             return Poll::Ready(Some(Err(proto::error::status(&errors::overloaded(why)))));
         }
-        Poll::Ready(frame)
+        if this.counts {
+            if frame.is_none() || this.body.is_end_stream() {
+                this.held.has_arrived();
+            }
+            return Poll::Ready(frame);
+        }
+        // What the transport is given it may keep for long: so long it has its room.
+        let held = &this.held;
+        Poll::Ready(frame.map(|frame| {
+            let kept = |bytes| match bytes {
+                small if Bytes::len(&small) < SMALL_BYTES => small,
+                bytes => Bytes::from_owner(KeptBytes { bytes, _held: Arc::clone(held) }),
+            };
+            frame.map(|frame| frame.map_data(kept)).map_err(Into::into)
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -208,29 +254,11 @@ impl HttpBody for CountedBody {
     }
 }
 
-/// An answer's body: its room is given back when it was taken, or will not be.
-struct Kept {
-    body: Body,
-    _held: Arc<Held>,
-}
-
-impl HttpBody for Kept {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Drop for HeldBody {
+    fn drop(&mut self) {
+        if self.counts {
+            self.held.has_arrived();
+        }
     }
 }
 

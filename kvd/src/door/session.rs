@@ -41,7 +41,7 @@ pub struct Session {
     pub from: SocketAddr,
     /// Its certificate and what that says; none: it showed none.
     identity: Option<Identity>,
-    secured: bool,
+    is_node: bool,
     opened: Instant,
     age_max: Duration,
     /// Requests under way, bodies of their answers included.
@@ -65,10 +65,11 @@ struct Identity {
 }
 
 impl Session {
-    /// One that begins.
+    /// One that begins. `is_node`: what its certificate says; where nothing is secured everybody may
+    /// be one.
     pub fn new(
         from: SocketAddr,
-        secured: bool,
+        is_node: bool,
         chain: Option<Vec<CertificateDer<'static>>>,
         age_max: Duration,
     ) -> io::Result<Arc<Self>> {
@@ -82,7 +83,7 @@ impl Session {
         Ok(Arc::new(Self {
             from,
             identity,
-            secured,
+            is_node,
             opened: clock::now(),
             age_max,
             open: AtomicU32::new(0),
@@ -105,9 +106,9 @@ impl Session {
         self.identity.as_ref().map(|identity| identity.facts.name.as_str())
     }
 
-    /// Whether a node is at the other end. Where nothing is secured everybody may say so.
+    /// Whether a node may be at the other end.
     pub fn may_be_node(&self) -> bool {
-        !self.secured || self.identity.as_ref().is_some_and(|identity| identity.facts.is_node())
+        self.is_node
     }
 
     /// Who that is, for people.

@@ -856,6 +856,18 @@ mod tests {
         (directory, store)
     }
 
+    /// As when the process ends. Threads let go of the files some time after; two stores of one process
+    /// must not meet there. The room goes after the files do.
+    fn let_go(directory: Directory, store: Store) {
+        let room = Arc::clone(&store.inner.room);
+        drop((store, directory));
+        let until = clock::now() + std::time::Duration::from_secs(60);
+        while Arc::strong_count(&room) > 1 {
+            assert!(clock::now() < until, "a store is never let go of");
+            std::thread::yield_now();
+        }
+    }
+
     /// Every file of the store in `from`, put in place of those in `to`.
     fn copy_store(from: &Path, to: &Path) {
         std::fs::remove_dir_all(to).ok();
@@ -890,7 +902,7 @@ mod tests {
         put(&store, "k", "v", 1);
         store.put_fact("colour", b"blue".to_vec()).blocking_recv().unwrap().unwrap();
         assert!(store.close().is_some());
-        drop((store, directory));
+        let_go(directory, store);
         let (_directory, store) = open(dir.path());
         assert_eq!(store.read(&key("k")).unwrap().unwrap().live().len(), 1);
         assert_eq!(store.fact("colour").unwrap().unwrap(), b"blue");
@@ -934,13 +946,7 @@ mod tests {
             if start % 2 == 0 {
                 store.close();
             }
-            // Its threads let go of the files some time after; two of one process must not meet there.
-            // The room goes after the files do.
-            let room = Arc::clone(&store.inner.room);
-            drop((store, directory));
-            while Arc::strong_count(&room) > 1 {
-                std::thread::yield_now();
-            }
+            let_go(directory, store);
         }
     }
 
@@ -951,11 +957,11 @@ mod tests {
         let first = put(&store, "k", "v", 1).actor;
         let mark = store.close().unwrap();
         directory.stopped_cleanly(mark).unwrap();
-        drop((store, directory));
+        let_go(directory, store);
         let (directory, store) = open(dir.path());
         assert_eq!(put(&store, "k", "v", 2).actor, first, "a clean stop voids nothing");
         store.close();
-        drop((store, directory)); // not stopped cleanly
+        let_go(directory, store); // not stopped cleanly
         let (_directory, store) = open(dir.path());
         assert_ne!(put(&store, "k", "v", 3).actor, first);
     }
@@ -1033,7 +1039,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (directory, store) = open(dir.path());
         store.close();
-        drop((directory, store));
+        let_go(directory, store);
         std::fs::copy(dir.path().join("store/shard-1.redb"), dir.path().join(SHARD)).unwrap();
         let error = try_open(dir.path()).1.err().unwrap();
         assert!(error.to_string().contains("another part of the ring"), "{error}");
@@ -1044,7 +1050,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (directory, store) = open(dir.path());
         store.close();
-        drop((directory, store));
+        let_go(directory, store);
         std::fs::write(dir.path().join(SHARD), "").unwrap();
         let error = try_open(dir.path()).1.err().unwrap();
         let missing = DirectoryError::DatabaseMissing(dir.path().into(), "shard-0.redb".into());
@@ -1101,7 +1107,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (directory, store) = open(dir.path());
         store.close();
-        drop((directory, store));
+        let_go(directory, store);
         std::fs::write(dir.path().join(SHARD), vec![7; 4096]).unwrap();
         let error = try_open(dir.path()).1.err().unwrap();
         assert!(matches!(error, OpenError::Files(..)), "{error}");
@@ -1198,7 +1204,7 @@ mod tests {
         let logs = names.filter(|name| name.starts_with("log-")).count();
         assert_eq!(logs, 1, "all but the segment in use were given up");
         assert_eq!(store.facts().keys, 61);
-        drop((directory, store)); // as after a kill -9
+        let_go(directory, store); // as after a kill -9
         let (_directory, store) = open(dir.path());
         assert_eq!(store.facts().keys, 61);
         for name in (0..60).map(|i| format!("k{i}")).chain(["last".into()]) {
@@ -1254,7 +1260,7 @@ mod tests {
             drop_as(&key, &object);
         }
         assert_eq!(all(&store, one), std::slice::from_ref(&k0));
-        drop((store, directory)); // as after a kill -9
+        let_go(directory, store); // as after a kill -9
         let (_directory, store) = open(dir.path());
         assert_eq!(store.hint_totals()[&one].keys, 1);
         let kept = store.hint(one, &k0).unwrap().unwrap();
@@ -1290,7 +1296,7 @@ mod tests {
         assert_eq!(before.len(), 2);
         assert!(before[&Uid(1)].len() > 300, "keys lie all over the ring");
 
-        drop((store, directory)); // as after a kill -9
+        let_go(directory, store); // as after a kill -9
         let (_directory, store) = open(dir.path());
         assert!(sums(&store).is_empty(), "not counted yet, which is not nothing");
         let count = || store.count_hints().blocking_recv().unwrap().unwrap();
@@ -1319,7 +1325,7 @@ mod tests {
         keep(&store, "a").unwrap();
         assert_eq!(keep(&store, "b"), Err(StoreError::HintsFull));
         store.close();
-        drop((store, directory));
+        let_go(directory, store);
         let (_directory, store) = open(dir.path());
         let totals = store.hint_totals()[&Uid(1)];
         assert_eq!((totals.keys, totals.overflowed), (1, true));
@@ -1403,7 +1409,7 @@ mod tests {
         assert_eq!(store.sums(keyspace, &whole).unwrap(), reckoned(&store));
         // Replaying the log over what is there changes nothing.
         put(&store, "k0", "more", 1000);
-        drop((store, directory));
+        let_go(directory, store);
         let (_directory, store) = open(dir.path());
         assert_eq!(store.sums(keyspace, &whole).unwrap(), reckoned(&store));
         let places: Vec<u32> =
