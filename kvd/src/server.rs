@@ -227,7 +227,7 @@ async fn reload_on_hangup(node: Arc<Node>, mut hangup: Signal) {
         // Both outcomes are told in the node's events.
         tokio::task::block_in_place(|| {
             let outcome = certs::reload(&node).map_err(tonic::Status::internal);
-            node.audit.add(None, "reload certs by SIGHUP", "", outcome.as_ref().map(|()| ()));
+            node.audit.add(None, "reload certs by SIGHUP", "", outcome.as_ref().copied());
         });
     }
 }

@@ -241,7 +241,7 @@ impl HttpBody for HeldBody {
                 small if Bytes::len(&small) < SMALL_BYTES => small,
                 bytes => Bytes::from_owner(KeptBytes { bytes, _held: Arc::clone(held) }),
             };
-            frame.map(|frame| frame.map_data(kept)).map_err(Into::into)
+            frame.map(|frame| frame.map_data(kept))
         }))
     }
 
