@@ -618,6 +618,18 @@ impl Sim {
         if self.failure.is_some() || acting.iter().any(|at| known(at) != known(first)) {
             return;
         }
+        // A node that is dead for good stays a member if one side changed it after the other had removed
+        // it. Whoever needs it is not served, and rightly so.
+        let acts = |uid: &Uid| acting.contains(&node_of(*uid));
+        let is_whole = |key: usize| {
+            self.parties(known(first), key).is_some_and(|parties| {
+                let written = parties.write.iter().flat_map(|set| &set.members);
+                parties.homes.iter().chain(&parties.read).chain(written).all(acts)
+            })
+        };
+        if !(0..KEYS).all(is_whole) {
+            return;
+        }
         let before = (self.counts.read, self.counts.acked, self.writes);
         self.begin_get();
         self.begin_put();

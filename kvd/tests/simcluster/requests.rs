@@ -41,7 +41,7 @@ enum Next {
 }
 
 impl Sim {
-    fn parties(&self, history: &History, key: usize) -> Option<Parties> {
+    pub(super) fn parties(&self, history: &History, key: usize) -> Option<Parties> {
         let token = self.keys[key];
         let mut parties = preference::parties(history, self.keyspace, token, None)?;
         let configs = history.configs(self.keyspace, token);
