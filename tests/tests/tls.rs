@@ -191,6 +191,7 @@ fn tls_to_a_port_in_the_clear_is_told_so() {
     make_certs(&certs, 1, &["admin"]);
     cluster.files = client_files(&certs, "admin");
     fails(cluster.kvctl(&["status"]), 10, &["speaks no TLS", "without --tls-ca"]);
+    wait_for_log(&cluster.nodes[0], "it speaks TLS, and this port does not");
 }
 
 #[test]

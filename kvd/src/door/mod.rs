@@ -209,7 +209,7 @@ impl Door {
         if self.tls.as_ref().is_some_and(|tls| !tls.now().still_trusts(session.chain())) {
             return Err(format!("is refused: {NOT_TRUSTED}"));
         }
-        Ok(Guarded::new(stream, session, Box::new(place)))
+        Ok(Guarded::new(stream, self.tls.is_some(), session, Box::new(place)))
     }
 
     fn remember(&self, session: &Arc<Session>) {

@@ -199,15 +199,32 @@ pub struct Guarded<S> {
     session: Arc<Session>,
     look: Pin<Box<Sleep>>,
     pace: Pace,
+    /// Nothing secures it, and nothing was read from it yet.
+    is_first: bool,
     /// Its place among the connections, given back with it.
     _place: Box<dyn Send>,
 }
 
 impl<S> Guarded<S> {
-    /// Watches over `stream`. `place` is dropped with it.
-    pub fn new(stream: S, session: Arc<Session>, place: Box<dyn Send>) -> Self {
+    /// Watches over `stream`, which TLS secures or nothing does. `place` is dropped with it.
+    pub fn new(stream: S, secured: bool, session: Arc<Session>, place: Box<dyn Send>) -> Self {
         let pace = Pace { moved: 0, at: clock::now() };
-        Self { stream, session, look: Box::pin(sleep(LOOK_EVERY)), pace, _place: place }
+        let look = Box::pin(sleep(LOOK_EVERY));
+        Self { stream, session, look, pace, is_first: !secured, _place: place }
+    }
+
+    /// Who speaks TLS where nothing does hears settings, which are no TLS; the log is told here.
+    fn check_first(&mut self, bytes: &[u8]) -> io::Result<()> {
+        const HANDSHAKE: u8 = 22;
+        if self.is_first && bytes.first() == Some(&HANDSHAKE) {
+            let from = self.session.ip();
+            tracing::warn!(
+                "a connection from {from} is refused: it speaks TLS, and this port does not"
+            );
+            return Err(io::Error::other("TLS is not spoken here"));
+        }
+        self.is_first &= bytes.is_empty();
+        Ok(())
     }
 
     /// Called where the connection waits, so that it is woken to be judged.
@@ -253,6 +270,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let outcome = Pin::new(&mut this.stream).poll_read(context, into);
         let read = into.filled().len() - before;
         this.session.read.fetch_add(read as u64, Ordering::Relaxed);
+        if this.is_first {
+            this.check_first(&into.filled()[before..])?;
+        }
         this.or_look(context, outcome)
     }
 }
