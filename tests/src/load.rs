@@ -138,6 +138,12 @@ impl Load {
         self.shared.recorder.len()
     }
 
+    /// Operations a second that it begins, at most; as many as usual where it has no bound.
+    pub fn rate(&self) -> usize {
+        let usual = Options::default().per_second;
+        self.shared.options.per_second.or(usual).unwrap_or(1) as usize
+    }
+
     /// Ends it, and returns what was recorded: every operation under way is seen through.
     ///
     /// # Panics

@@ -26,6 +26,10 @@ const DEADLINE: Duration = Duration::from_secs(8);
 /// nothing may wait for minutes, and nothing under way lasts longer than the second.
 const SETTINGS: [(&str, &str); 2] = [("KVD_REPAIR_EVERY", "3s"), ("KVD_GC_AFTER", "12s")];
 
+/// A load is judged once it has begun what its rate makes of so many seconds: so much that there is
+/// some of every kind. One in thirty is a delete.
+const ENOUGH_SECONDS: usize = 5;
+
 /// The cluster and its loads.
 pub struct Scenario {
     /// The nodes.
@@ -119,6 +123,8 @@ impl Scenario {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             self.cluster.wait_until_up(via, &names);
         }
+        let enough = || self.loads.iter().all(|load| load.begun() >= load.rate() * ENOUGH_SECONDS);
+        eventually("enough operations to judge", || enough().then_some(()));
         self.loads.iter_mut().for_each(Load::rest);
         let rested = Instant::now();
         let client = self.cluster.client(0);
