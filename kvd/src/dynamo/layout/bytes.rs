@@ -257,7 +257,10 @@ impl Layout {
         if !reader.rest.is_empty() {
             return Err(LayoutError::Trailing { bytes: reader.rest.len() });
         }
-        debug_assert_eq!(layout.encode(), bytes, "a layout has one encoding");
+        // A layout is named by its bytes: with two encodings it would have two names.
+        if layout.encode() != bytes {
+            return Err(LayoutError::Encoding);
+        }
         layout.id = id_of(bytes);
         Ok(layout)
     }

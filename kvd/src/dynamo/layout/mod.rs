@@ -76,6 +76,9 @@ const DEPTH_MAX: u64 = 1 << 48;
 /// Why a layout is refused: what was wrong and what is allowed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LayoutError {
+    /// The bytes say what others would say: they are no layout's.
+    #[error("the bytes are not those that this layout is encoded to")]
+    Encoding,
     /// Bytes that are to tell a layout by what it changes of another.
     #[error("these bytes do not tell a layout by what it changes of that one")]
     Delta,
