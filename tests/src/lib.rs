@@ -31,20 +31,25 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take to come true before a test gives up on it. Generous: the machines
 /// that run tests are shared.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Polls until `look` finds something, and returns it.
+/// Between two looks at something that is waited for.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Polls until `look` finds something, and returns it. The longer it takes the less often: who looks
+/// takes time from what is looked at.
 ///
 /// # Panics
 /// When [`PATIENCE`] is over; `what` says what was waited for.
 pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
+    let begun = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(Instant::now() < until, "waited {} s in vain for {what}", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(20));
+        let waited = begun.elapsed();
+        assert!(waited < PATIENCE, "waited {} s in vain for {what}", PATIENCE.as_secs());
+        std::thread::sleep((waited / 20).clamp(PAUSE, 10 * PAUSE));
     }
 }
 

@@ -353,8 +353,8 @@ pub async fn layout_shown(node: &Arc<Node>, shown: LayoutCall) -> Result<LayoutA
 
 async fn learn(node: &Arc<Node>, theirs: &History) -> Result<(), Failure> {
     // Most that is told is known: nobody need wait in line for that.
-    let known = node.cluster()?.history.join(theirs);
-    if known.is_ok_and(|joined| node.cluster().is_ok_and(|it| *it.history == joined)) {
+    let cluster = node.cluster()?;
+    if cluster.history.join(theirs).is_ok_and(|joined| joined == *cluster.history) {
         return Ok(());
     }
     let _changing = node.changing.lock().await;

@@ -4,6 +4,7 @@ use super::{Bits, History, Mark, Marks, Parts};
 use crate::dynamo::layout::{Keyspace, Layout};
 use crate::dynamo::node::{KeyspaceId, LayoutId, Uid};
 use proto::token::Token;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Replicas of a partition of a keyspace, with R and W, and how far they have come.
@@ -252,6 +253,16 @@ impl History {
         let at = self.position(layout)?;
         let (mut configs, of_layout) = self.configs_by_layout(keyspace, token);
         Some(configs.swap_remove(of_layout[at]?))
+    }
+
+    /// The layout that began that config.
+    fn origin_at(&self, layout: LayoutId, keyspace: KeyspaceId, token: Token) -> Option<LayoutId> {
+        let at = self.position(layout)?;
+        if let Some(config) = self.only_config(keyspace, token) {
+            return Some(config.origin);
+        }
+        let (configs, of_layout) = self.lineage(keyspace, token);
+        Some(configs[of_layout[at]?].origin)
     }
 
     /// Whether a coordinator whose newest layout is `theirs` knows every config of this key that
@@ -534,6 +545,9 @@ impl History {
             let at = self.position(origin);
             at.is_some_and(|at| self.below[at] == 0)
         };
+        // Many nodes have marks of the same partitions: who began their configs is found out once.
+        let mut origins: BTreeMap<(LayoutId, KeyspaceId, u32, u32), Option<LayoutId>> =
+            BTreeMap::new();
         for ((layout, keyspace, uid), mark) in marks.iter() {
             if self.position(*layout).is_none() {
                 continue;
@@ -546,7 +560,20 @@ impl History {
                 }
                 continue;
             }
-            self.renamed(&mut out, (*layout, *keyspace, *uid), mark, |config| config.origin);
+            let bits = self.bits().max(mark.synced.bits()).max(mark.closed.bits());
+            for partition in 0..1 << bits {
+                let which = (mark.synced.has(bits, partition), mark.closed.has(bits, partition));
+                if which == (false, false) {
+                    continue;
+                }
+                let origin = origins.entry((*layout, *keyspace, bits, partition));
+                let origin = origin.or_insert_with(|| {
+                    self.origin_at(*layout, *keyspace, Token::range(partition, bits).0)
+                });
+                if let Some(origin) = *origin {
+                    put(&mut out, (origin, *keyspace, *uid), (bits, partition), which);
+                }
+            }
         }
         out
     }
@@ -571,34 +598,12 @@ impl History {
                     continue;
                 }
                 let token = Token::range(partition, bits).0;
-                let remains = self.config_at(root, *keyspace, token);
-                if remains.is_some_and(|config| config.origin == *layout) {
+                if self.origin_at(root, *keyspace, token) == Some(*layout) {
                     put(&mut out, (root, *keyspace, *uid), (bits, partition), (synced, closed));
                 }
             }
         }
         out
-    }
-
-    fn renamed(
-        &self,
-        out: &mut Marks,
-        (layout, keyspace, uid): (LayoutId, KeyspaceId, Uid),
-        mark: &Mark,
-        name: impl Fn(&Config) -> LayoutId,
-    ) {
-        let bits = self.bits().max(mark.synced.bits()).max(mark.closed.bits());
-        for partition in 0..1 << bits {
-            let (synced, closed) =
-                (mark.synced.has(bits, partition), mark.closed.has(bits, partition));
-            if !synced && !closed {
-                continue;
-            }
-            let token = Token::range(partition, bits).0;
-            if let Some(config) = self.config_at(layout, keyspace, token) {
-                put(out, (name(&config), keyspace, uid), (bits, partition), (synced, closed));
-            }
-        }
     }
 }
 
