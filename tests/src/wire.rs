@@ -1,7 +1,10 @@
 //! What may arrive at an open port: noise, requests that were tampered with, half of things, floods,
 //! and clients that never take what they asked for. All of it bounded, to loopback, and from a seed.
 
+use crate::process::{Cluster, ok};
 use crate::rng::Rng;
+use proto::client::Client;
+use proto::v1::{GetRequest, PutRequest};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,6 +44,9 @@ pub const ATTACKS: [Attack; 8] = [
     Attack::SlowLoris,
 ];
 
+/// Large values there are to ask for.
+const LARGE: usize = 8;
+
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -65,12 +71,54 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// What one connection said so far.
 type Recording = Arc<Mutex<Vec<u8>>>;
 
+/// What clients say to the first node of a cluster in the clear, a recording a connection: small
+/// things, to tamper with; and what asks for large ones, for slow readers.
+///
+/// # Panics
+/// If they cannot say it.
+pub fn talks(cluster: &Cluster) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let large = vec![7; 1024 * 1024];
+    for number in 0..LARGE {
+        ok(cluster.kvctl(&["put", &format!("large{number}")]).stdin(&large));
+    }
+    let address = &cluster.nodes[0].address;
+    let small = record(address, |proxy| talk(cluster, proxy, 64, 0));
+    let large = record(address, |proxy| talk(cluster, proxy, 0, 16));
+    assert!(small.iter().any(|said| said.len() > 1000), "something was recorded");
+    (small, large)
+}
+
+/// A client's requests: so many puts and gets of small values, and gets of large ones.
+fn talk(cluster: &Cluster, address: &str, small: usize, large: usize) {
+    let address = [address.to_owned()];
+    let client = cluster
+        .block_on(Client::connect(&address, Duration::from_secs(10)))
+        .expect("the cluster serves");
+    cluster.block_on(async {
+        let mut kv = client.kv();
+        let get = |key: String| GetRequest { key: key.into_bytes().into(), ..Default::default() };
+        for number in 0..small {
+            let key = format!("r{number}").into_bytes().into();
+            let value = vec![1; 100].into();
+            kv.put(PutRequest { key, value, ..Default::default() })
+                .await
+                .expect("the cluster serves");
+            kv.get(get(format!("r{number}"))).await.expect("the cluster serves");
+        }
+        for number in 0..large {
+            kv.get(get(format!("large{}", number % LARGE))).await.expect("the cluster serves");
+        }
+        let ask = proto::v1::GetClusterRequest::default();
+        client.admin().get_cluster(ask).await.expect("the cluster serves");
+    });
+}
+
 /// What clients say to `address` while `talk` runs against the address it is given: recorded by a
 /// proxy, a recording a connection.
 ///
 /// # Panics
 /// If loopback does not work.
-pub fn record(address: &str, talk: impl FnOnce(&str)) -> Vec<Vec<u8>> {
+fn record(address: &str, talk: impl FnOnce(&str)) -> Vec<Vec<u8>> {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let proxy = listener.local_addr().expect("it is bound").to_string();
     let recorded: Arc<Mutex<Vec<Recording>>> = Arc::default();
@@ -116,9 +164,10 @@ pub struct Siege {
 }
 
 impl Siege {
-    /// One attacker of each kind, on all these addresses in turn, with these recordings to tamper
-    /// with, and these of `large` answers to ask for.
+    /// One attacker for each of `attacks`, on all these addresses in turn, with these recordings to
+    /// tamper with, and these of `large` answers to ask for.
     pub fn begin(
+        attacks: &[Attack],
         addresses: Vec<String>,
         recorded: Vec<Vec<u8>>,
         large: Vec<Vec<u8>>,
@@ -128,7 +177,8 @@ impl Siege {
         let connections = Arc::new(AtomicU64::new(0));
         let addresses = Arc::new(addresses);
         let (recorded, large) = (Arc::new(recorded), Arc::new(large));
-        let attack = |(number, attack): (usize, Attack)| {
+        let attack = |(number, attack): (usize, &Attack)| {
+            let attack = *attack;
             let (stop, connections) = (Arc::clone(&stop), Arc::clone(&connections));
             let addresses = Arc::clone(&addresses);
             let recorded = match attack {
@@ -145,7 +195,7 @@ impl Siege {
                 }
             })
         };
-        let attackers = ATTACKS.into_iter().enumerate().map(attack).collect();
+        let attackers = attacks.iter().enumerate().map(attack).collect();
         Self { stop, connections, attackers }
     }
 

@@ -11,7 +11,7 @@ use tests::eventually;
 use tests::load::{Load, Options, Summary};
 use tests::process::{Cluster, Node, ok, text};
 use tests::rng::seed_of_run;
-use tests::wire::{Siege, record};
+use tests::wire::{ATTACKS, Siege, talks};
 
 /// How long the siege lasts.
 const SIEGE: Duration = Duration::from_secs(60);
@@ -26,40 +26,13 @@ fn open_files(node: &Node) -> usize {
     fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap().count()
 }
 
-/// A client's requests: so many puts and gets of small values, and gets of large ones.
-fn talk(cluster: &Cluster, address: &str, small: usize, large: usize) {
-    let address = [address.to_owned()];
-    let client = cluster.block_on(Client::connect(&address, Duration::from_secs(10))).unwrap();
-    cluster.block_on(async {
-        let mut kv = client.kv();
-        let get = |key: String| GetRequest { key: key.into_bytes().into(), ..Default::default() };
-        for number in 0..small {
-            let key = format!("r{number}").into_bytes().into();
-            let value = vec![1; 100].into();
-            kv.put(PutRequest { key, value, ..Default::default() }).await.unwrap();
-            kv.get(get(format!("r{number}"))).await.unwrap();
-        }
-        for number in 0..large {
-            kv.get(get(format!("large{}", number % 8))).await.unwrap();
-        }
-        let ask = proto::v1::GetClusterRequest::default();
-        client.admin().get_cluster(ask).await.unwrap();
-    });
-}
-
 #[test]
 fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
     let cluster = Cluster::start(3);
     for via in 0..3 {
         cluster.wait_until_up(via, &["n1", "n2", "n3"]);
     }
-    let large = vec![7; 1024 * 1024];
-    for number in 0..8 {
-        ok(cluster.kvctl(&["put", &format!("large{number}")]).stdin(&large));
-    }
-    // What is tampered with is small; what slow readers ask for is large.
-    let recorded = record(&cluster.nodes[0].address, |proxy| talk(&cluster, proxy, 64, 0));
-    let large = record(&cluster.nodes[0].address, |proxy| talk(&cluster, proxy, 0, 16));
+    let (recorded, large) = talks(&cluster);
     assert!(recorded.iter().any(|said| said.len() > 1000), "something was recorded");
     let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address.clone()).collect();
     let options = Options { per_second: Some(200), ..Options::default() };
@@ -71,7 +44,7 @@ fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
     let files_before: Vec<usize> = cluster.nodes.iter().map(open_files).collect();
 
     let load = Load::start(&cluster.nodes, options);
-    let siege = Siege::begin(addresses, recorded, large, seed_of_run());
+    let siege = Siege::begin(&ATTACKS, addresses, recorded, large, seed_of_run());
     let began = Instant::now();
     let mut memory = vec![0; 3];
     while began.elapsed() < SIEGE {

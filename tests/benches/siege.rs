@@ -1,0 +1,88 @@
+//! What clients who behave notice of attackers: three nodes, a steady load, and each kind of attack by
+//! itself, then all at once.
+//!
+//! `cargo build --release --workspace && cargo bench -p tests --bench siege`
+//!
+//! Attackers, clients and nodes share this machine's cores: an attacker that goes on as fast as it can
+//! takes time from everybody here, as it would not from elsewhere. Ratios within one run are what
+//! counts.
+#![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+use std::time::Duration;
+use tests::load::{Load, Options, Summary};
+use tests::measure::{cpu_us, cpu_us_of_all, number_from_env};
+use tests::process::Cluster;
+use tests::wire::{ATTACKS, Attack, Siege, talks};
+
+/// Of the attackers' own, so that their nodes and clients are told apart by address.
+fn own_address(number: usize, address: &str) -> String {
+    let port = address.rsplit_once(':').unwrap().1;
+    format!("127.0.0.{}:{port}", number + 2)
+}
+
+fn main() {
+    let seconds = |name, or| Duration::from_secs(number_from_env(name, or));
+    let (each, all) = (seconds("KVD_BENCH_EACH_SECONDS", 10), seconds("KVD_BENCH_ALL_SECONDS", 60));
+    let mut number = 0;
+    let cluster = Cluster::start_with(3, |node| {
+        node.address = own_address(number, &node.address);
+        number += 1;
+    });
+    for via in 0..3 {
+        cluster.wait_until_up(via, &["n1", "n2", "n3"]);
+    }
+    let (recorded, large) = talks(&cluster);
+    let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address.clone()).collect();
+    println!(
+        "{:<14} {:>7} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9} {:>9}",
+        "attack",
+        "failed",
+        "get p50",
+        "get p99",
+        "put p50",
+        "put p99",
+        "connections",
+        "nodes",
+        "machine"
+    );
+    let measure = |what: &str, attacks: &[Attack], time: Duration| {
+        let options = Options { per_second: Some(200), ..Options::default() };
+        let load = Load::start(&cluster.nodes, options);
+        let siege = (!attacks.is_empty())
+            .then(|| Siege::begin(attacks, addresses.clone(), recorded.clone(), large.clone(), 7));
+        let cpu = || cluster.nodes.iter().map(|node| cpu_us(node.pid())).sum::<u64>();
+        let (of_nodes, of_all) = (cpu(), cpu_us_of_all());
+        std::thread::sleep(time); // the time that is measured
+        let (of_nodes, of_all) = (cpu() - of_nodes, cpu_us_of_all() - of_all);
+        let connections = siege.as_ref().map_or(0, Siege::connections);
+        let history = load.stop();
+        drop(siege);
+        let summary = Summary::of(&history);
+        let failed = ["get", "put", "delete"].map(|kind| {
+            let counts = summary.of_kind(kind);
+            counts.failed + counts.indeterminate
+        });
+        let ms = |kind, part| summary.of_kind(kind).quantile_us(part) as f64 / 1000.0;
+        let cores = |us: u64| us as f64 / time.as_micros() as f64;
+        println!(
+            "{what:<14} {:>7} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {connections:>12} {:>9.2} {:>9.2}",
+            failed.iter().sum::<usize>(),
+            ms("get", 0.5),
+            ms("get", 0.99),
+            ms("put", 0.5),
+            ms("put", 0.99),
+            cores(of_nodes),
+            cores(of_all),
+        );
+    };
+    measure("warming up", &[], each);
+    measure("none", &[], each);
+    for attack in ATTACKS {
+        measure(&format!("{attack:?}"), &[attack], each);
+    }
+    measure("none", &[], each);
+    measure("all at once", &ATTACKS, all);
+    measure("none", &[], each);
+    let downs: usize = cluster.nodes.iter().map(|node| node.log().matches(" down: ").count()).sum();
+    println!("ms; cores used by nodes and by all; nodes were thought down {downs} times");
+}
