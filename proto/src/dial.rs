@@ -4,13 +4,14 @@
 
 use crate::client::root_cause;
 use crate::tls::{ClientTls, is_of_tls, words};
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -156,26 +157,28 @@ fn server_name(address: &str) -> Result<ServerName<'static>, DialError> {
 }
 
 /// Has the node say its first word, and judges it.
-async fn first_word(stream: Box<dyn Stream>, secured: bool) -> Result<Connection, DialError> {
-    let mut stream = BufReader::with_capacity(FIRST_WORD_BYTES, stream);
+async fn first_word(mut stream: Box<dyn Stream>, secured: bool) -> Result<Connection, DialError> {
+    let mut word = Vec::with_capacity(FIRST_WORD_BYTES);
     // A server says it unasked, but one that speaks TLS alone must first see that this side does not.
     let asked = async {
         stream.write_all(PREFACE).await?;
         stream.flush().await?;
-        stream.fill_buf().await
+        // It may come in parts.
+        while word.len() < wanted(&word) && stream.read_buf(&mut word).await? > 0 {}
+        Ok(())
     };
     // In TLS 1.3 this is where a certificate of this side's is refused.
     let failed = |error| DialError { why: words(&error), is_tls: is_of_tls(&error) };
-    let word = asked.await.map_err(failed)?;
+    asked.await.map_err(failed)?;
     match word.get(3) {
         Some(&FRAME_SETTINGS) => {
             // A server that sends this side away at once says both in one breath.
-            let next = word.get(FRAME_HEADER_BYTES + length(word)..).unwrap_or_default();
+            let next = word.get(FRAME_HEADER_BYTES + length(&word)..).unwrap_or_default();
             if next.get(3) == Some(&FRAME_GOAWAY) {
                 return Err(farewell(next));
             }
         }
-        Some(&FRAME_GOAWAY) => return Err(farewell(word)),
+        Some(&FRAME_GOAWAY) => return Err(farewell(&word)),
         _ if word.is_empty() && secured => {
             let why = "closed the connection: it is full, or stops";
             return Err(why.to_owned().into());
@@ -187,7 +190,17 @@ async fn first_word(stream: Box<dyn Stream>, secured: bool) -> Result<Connection
         }
         _ => return Err("is no kvd: it does not speak HTTP/2".to_owned().into()),
     }
-    Ok(Connection { stream, said: 0 })
+    Ok(Connection { stream, heard: word.into(), said: 0 })
+}
+
+/// So much of a first word tells what it is: of what may be a frame of HTTP/2, all of it.
+fn wanted(word: &[u8]) -> usize {
+    match word.get(3) {
+        Some(&(FRAME_SETTINGS | FRAME_GOAWAY)) if word.len() >= FRAME_HEADER_BYTES => {
+            FRAME_HEADER_BYTES + length(word).min(FIRST_WORD_BYTES / 2)
+        }
+        _ => FRAME_HEADER_BYTES,
+    }
 }
 
 /// How long the payload of the frame is that begins here.
@@ -225,7 +238,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 /// A connection whose first word was heard, to be read again. What an HTTP/2 client says first it
 /// has said already, and swallows when it is said again.
 struct Connection {
-    stream: BufReader<Box<dyn Stream>>,
+    stream: Box<dyn Stream>,
+    heard: Bytes,
     said: usize,
 }
 
@@ -235,7 +249,13 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, into)
+        let this = self.get_mut();
+        if this.heard.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(context, into);
+        }
+        let again = this.heard.len().min(into.remaining());
+        into.put_slice(&this.heard.split_to(again));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -283,7 +303,6 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     const SETTINGS: &[u8] = &[0, 0, 0, FRAME_SETTINGS, 0, 0, 0, 0, 0];
@@ -296,7 +315,12 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut preface = vec![0; PREFACE.len()];
             stream.read_exact(&mut preface).await.unwrap();
-            stream.write_all(said).await.unwrap();
+            // In two parts, the first too short to tell anything.
+            let (first, rest) = said.split_at(said.len().min(2));
+            stream.set_nodelay(true).unwrap();
+            stream.write_all(first).await.unwrap();
+            tokio::task::yield_now().await;
+            stream.write_all(rest).await.unwrap();
         };
         let dial = Dial::default();
         let connect = dial.connect(&address, Duration::from_secs(10));
@@ -318,8 +342,8 @@ mod tests {
     #[tokio::test]
     async fn the_preface_is_said_once_however_it_is_said_again() {
         let (near, mut far) = tokio::io::duplex(64);
-        let stream = BufReader::new(Box::new(near) as Box<dyn Stream>);
-        let mut connection = Connection { stream, said: 0 };
+        let heard = Bytes::from_static(b"heard");
+        let mut connection = Connection { stream: Box::new(near), heard, said: 0 };
         for part in PREFACE.chunks(7) {
             connection.write_all(part).await.unwrap();
         }
@@ -327,6 +351,10 @@ mod tests {
         let mut heard = [0; 6];
         far.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"and on");
+        far.write_all(b" it all").await.unwrap();
+        let mut heard = [0; 12];
+        connection.read_exact(&mut heard).await.unwrap();
+        assert_eq!(&heard, b"heard it all");
     }
 
     #[test]
