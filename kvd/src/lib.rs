@@ -15,4 +15,5 @@ pub mod dynamo;
 pub mod server;
 pub mod storage;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;

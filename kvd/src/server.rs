@@ -2,6 +2,7 @@
 
 use crate::api::{AdminService, KvService, ReplicaService};
 use crate::cluster::certs::{self, Security};
+use crate::cluster::whereabouts::Whereabouts;
 use crate::cluster::{
     Node, address, compact, detector, gc, handoff, membership, moves, overload, partitions, repair,
     room, scrub,
@@ -9,10 +10,11 @@ use crate::cluster::{
 use crate::config::Config;
 use crate::door::access::Access;
 use crate::door::room::{Room, RoomLayer};
-use crate::door::{Door, Incoming, Members};
+use crate::door::{Door, Incoming};
 use crate::storage::disk::RealDisk;
 use crate::storage::identity::{Directory, STORE_DIR};
 use crate::storage::{Store, StoreOptions, shards};
+use crate::threads::ClientThreads;
 use crate::tls::Tls;
 use anyhow::{Context, anyhow};
 use proto::MESSAGE_BYTES_MAX;
@@ -27,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
@@ -41,7 +44,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Streams one connection may have open. One more waits at the client.
-const STREAMS_MAX: u32 = 1024;
+const STREAMS_MAX: u32 = 256;
 
 /// Headers of one request, bytes.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
@@ -122,11 +125,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
-    let door = Door::new(tls, config.limits, Box::new(MembersOf(Arc::clone(&node))));
+    let whereabouts = Whereabouts::of(Arc::clone(&node));
+    node.spawn(Arc::clone(&whereabouts).run());
+    let door = Door::new(tls, config.limits, whereabouts.clone());
     let _ = node.security.door.set(Arc::clone(&door)); // it has none yet
-    let incoming = door.open(listener);
-    let room = Room::new(config.client_bytes);
-    let serving = tokio::spawn(serve(Arc::clone(&node), incoming, room, health_service)?);
+    let for_clients = ClientThreads::start().context("no threads for clients")?;
+    let entrants = door.open(listener, for_clients.handle().clone());
+    let (services, room) = (services(&node, health_service)?, Room::new(config.client_bytes));
+    let serve = |incoming| serve(Arc::clone(&node), Arc::clone(&room), services.clone(), incoming);
+    let serving =
+        [tokio::spawn(serve(entrants.nodes)), for_clients.handle().spawn(serve(entrants.clients))];
 
     let outcome = tokio::select! {
         why = told_to_stop(config.stop_with_stdin) => {
@@ -144,7 +152,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         node.drain(DRAIN_MAX).await;
     }
     node.stop.cancel();
-    let _ = tokio::time::timeout(CLOSE_MAX, serving).await; // whoever still hangs on is cut off
+    // Whoever still hangs on is cut off.
+    let _ = tokio::time::timeout(CLOSE_MAX, futures_util::future::join_all(serving)).await;
+    drop(for_clients);
     outcome?;
     let closing = tokio::task::spawn_blocking(move || store.close());
     let Some(mark) = closing.await? else {
@@ -171,19 +181,6 @@ fn abort_on_panic() {
             std::process::abort();
         }
     }));
-}
-
-/// The addresses of the members of a node's cluster.
-struct MembersOf(Arc<Node>);
-
-impl Members for MembersOf {
-    fn has(&self, address: IpAddr) -> bool {
-        let at = |known: &str| {
-            known.parse().is_ok_and(|known: SocketAddr| known.ip().to_canonical() == address)
-        };
-        let cluster = self.0.cluster();
-        cluster.is_ok_and(|cluster| cluster.peers.values().any(|peer| at(&peer.address)))
-    }
 }
 
 /// Every connection is an open file, and so is every file of the store.
@@ -232,43 +229,52 @@ async fn reload_on_hangup(node: Arc<Node>, mut hangup: Signal) {
     }
 }
 
-fn serve(
-    node: Arc<Node>,
-    incoming: mpsc::Receiver<std::io::Result<Incoming>>,
-    room: Arc<Room>,
+/// All that is served, to whomever.
+fn services(
+    node: &Arc<Node>,
     health: tonic_health::pb::health_server::HealthServer<
         impl tonic_health::pb::health_server::Health,
     >,
-) -> anyhow::Result<impl Future<Output = Result<(), tonic::transport::Error>>> {
+) -> anyhow::Result<Routes> {
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    let node = || Arc::clone(node);
+    let kv = KvServer::new(KvService { node: node() });
+    let replica = ReplicaServer::new(ReplicaService { node: node() });
+    let mut services = Routes::builder();
+    services
+        .add_service(kv.max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX))
+        .add_service(AdminServer::new(AdminService::new(node())))
+        .add_service(replica.max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(health)
+        .add_service(reflection);
+    Ok(services.routes())
+}
+
+/// Serves who comes in, until the node stops.
+async fn serve(
+    node: Arc<Node>,
+    room: Arc<Room>,
+    services: Routes,
+    incoming: mpsc::Receiver<std::io::Result<Incoming>>,
+) -> Result<(), tonic::transport::Error> {
     let stop = node.stop.clone();
-    let age = node.security.link_age * 2;
-    let kv = KvServer::new(KvService { node: Arc::clone(&node) })
-        .max_decoding_message_size(CLIENT_REQUEST_BYTES_MAX);
-    let admin = AdminServer::new(AdminService::new(Arc::clone(&node)));
-    let replica =
-        ReplicaServer::new(ReplicaService { node }).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
         .http2_max_header_list_size(Some(HEADER_BYTES_MAX))
         .max_concurrent_streams(Some(STREAMS_MAX))
-        .max_connection_age(age)
+        .max_connection_age(node.security.link_age * 2)
         .timeout(ANSWER_MAX)
         .initial_stream_window_size(4 * 1024 * 1024)
         .initial_connection_window_size(16 * 1024 * 1024)
-        .layer(RoomLayer { room })
-        .add_service(kv)
-        .add_service(admin)
-        .add_service(replica)
-        .add_service(health)
-        .add_service(reflection);
+        .layer(RoomLayer { room, node })
+        .add_routes(services);
     let incoming = ReceiverStream::new(incoming);
-    Ok(server.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }))
+    server.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }).await
 }
 
 async fn storage_stopped(store: &Store) -> String {

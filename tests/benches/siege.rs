@@ -11,23 +11,13 @@
 use std::time::Duration;
 use tests::load::{Load, Options, Summary};
 use tests::measure::{cpu_us, cpu_us_of_all, number_from_env};
-use tests::process::Cluster;
+use tests::process::{Cluster, own_address};
 use tests::wire::{ATTACKS, Attack, Siege, talks};
-
-/// Of the attackers' own, so that their nodes and clients are told apart by address.
-fn own_address(number: usize, address: &str) -> String {
-    let port = address.rsplit_once(':').unwrap().1;
-    format!("127.0.0.{}:{port}", number + 2)
-}
 
 fn main() {
     let seconds = |name, or| Duration::from_secs(number_from_env(name, or));
     let (each, all) = (seconds("KVD_BENCH_EACH_SECONDS", 10), seconds("KVD_BENCH_ALL_SECONDS", 60));
-    let mut number = 0;
-    let cluster = Cluster::start_with(3, |node| {
-        node.address = own_address(number, &node.address);
-        number += 1;
-    });
+    let cluster = Cluster::start_with(3, own_address);
     for via in 0..3 {
         cluster.wait_until_up(via, &["n1", "n2", "n3"]);
     }

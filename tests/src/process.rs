@@ -406,6 +406,16 @@ pub fn client_files(dir: &Path, name: &str) -> ClientFiles {
     }
 }
 
+/// Gives a node an address that no client has, as in a network: by it they are told apart where
+/// nothing is secured. Nodes are named `n1` on.
+///
+/// # Panics
+/// If it is named otherwise.
+pub fn own_address(node: &mut Node) {
+    let number: u8 = node.name.trim_start_matches('n').parse().expect("a number after n");
+    node.address = node.address.replacen("127.0.0.1:", &format!("127.0.0.{}:", number + 1), 1);
+}
+
 /// A loopback address nobody listens on now. Below the range that outgoing connections use, so
 /// that the port is still free when a killed node comes back to it.
 pub fn free_address() -> String {

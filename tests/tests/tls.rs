@@ -6,7 +6,7 @@ use proto::client::Client;
 use proto::dial::Dial;
 use proto::tls::{ClientFiles, ClientTls, certificates, key_for};
 use proto::v1::replica_client::ReplicaClient;
-use proto::v1::{ErrorCode, IdentifyRequest};
+use proto::v1::{ErrorCode, IdentifyRequest, WatchClusterRequest};
 use rustix::process::Signal;
 use rustls::ServerConfig;
 use std::fs;
@@ -457,6 +457,29 @@ fn what_each_client_may_do_stands_in_a_file_and_what_admins_do_in_another() {
     assert!(is_there("orders", "create keyspace", "NOT_PERMITTED"), "{lines:#?}");
     assert!(is_there("orders", "drain", "NOT_PERMITTED") && is_there("admin", "scrub", "done"));
     assert!(!lines.iter().any(|line| line["what"] == "get"), "requests are not in it");
+}
+
+#[test]
+fn who_watches_sees_no_more_once_that_right_is_withdrawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let access = dir.path().join("access.toml");
+    fs::write(&access, ACCESS).unwrap();
+    let path = access.display().to_string();
+    let cluster = Cluster::secured_with(1, |node| node.env.push(("KVD_ACCESS", path.clone())));
+    let certs = certs_of(&cluster);
+    make_certs(&certs, 0, &["orders"]);
+    let dial = Dial { tls: ClientTls::load(&client_files(&certs, "orders")).unwrap(), from: None };
+    let address = [cluster.nodes[0].address.clone()];
+    let client = cluster.block_on(Client::connect_by(&dial, &address, Duration::from_secs(10)));
+    let ask = WatchClusterRequest { interval_ms: 250, ..Default::default() };
+    let mut admin = client.unwrap().admin();
+    let mut views = cluster.block_on(admin.watch_cluster(ask)).unwrap().into_inner();
+    assert!(cluster.block_on(views.message()).unwrap().is_some());
+    fs::write(&access, "admin = { \"*\" = \"admin\" }").unwrap();
+    ok(cluster.kvctl(&["certs", "reload"]));
+    let refused = eventually("the watch to end", || cluster.block_on(views.message()).err());
+    let detail = proto::error::detail(&refused).unwrap();
+    assert_eq!(detail.code(), ErrorCode::NotPermitted, "{refused:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 use tests::eventually;
 use tests::load::{Load, Options, Summary};
-use tests::process::{Cluster, Node, ok, text};
+use tests::process::{Cluster, Node, ok, own_address, text};
 use tests::rng::seed_of_run;
 use tests::wire::{ATTACKS, Siege, talks};
 
@@ -77,6 +77,48 @@ fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
     }
     let status = text(&ok(cluster.kvctl(&["status"])));
     assert!(status.contains("agreed by 3 of 3"), "{status}");
+}
+
+/// Of a node's threads for clients: how nice they are, and the processor time they have used, ticks.
+fn client_threads(node: &Node) -> Vec<(i32, u64)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
+    let stat = |task: std::io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?; // it may have ended
+        let (name, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let number = |at: usize| fields[at].parse::<i64>().unwrap();
+        let used = (number(11) + number(12)) as u64;
+        name.ends_with("(kvd-clients").then_some((number(16) as i32, used))
+    };
+    tasks.filter_map(stat).collect()
+}
+
+#[test]
+fn clients_are_served_by_threads_that_let_those_of_nodes_go_first() {
+    let secured = Cluster::secured_with(2, |_| {});
+    // In the clear, by their addresses.
+    let clear = Cluster::start_with(2, own_address);
+    for cluster in [secured, clear] {
+        let used = |node: &Node| client_threads(node).iter().map(|(_, used)| used).sum::<u64>();
+        let (asked, other) = (&cluster.nodes[0], &cluster.nodes[1]);
+        let threads = client_threads(asked);
+        assert!(!threads.is_empty() && threads.iter().all(|(nice, _)| *nice > 0), "{threads:?}");
+        let client = cluster.client(0);
+        let before = (used(asked), used(other));
+        eventually("requests to take time of clients' threads", || {
+            let get = |number: u32| {
+                let key = format!("k{number}").into_bytes().into();
+                let mut kv = client.kv();
+                async move { kv.get(GetRequest { key, ..Default::default() }).await }
+            };
+            let gets = cluster.block_on(futures_util::future::join_all((0..100).map(get)));
+            assert!(gets.iter().all(Result::is_ok), "{gets:?}");
+            (used(asked) >= before.0 + 100).then_some(())
+        });
+        // The other one answered for half of the keys, and had no client.
+        let others = used(other) - before.1;
+        assert!(others <= 3, "{others} ticks: links are served by the threads of clients");
+    }
 }
 
 /// Connects, says something, and returns what is heard until the node closes the connection.

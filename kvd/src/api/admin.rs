@@ -8,6 +8,7 @@ use crate::cluster::{
     repair, safety, scrub, value, view,
 };
 use crate::door::access::{self, Right};
+use crate::door::session::Session;
 use crate::dynamo::key::Key;
 use crate::dynamo::object::Object;
 use crate::dynamo::preference::preference;
@@ -144,6 +145,7 @@ impl Admin for AdminService {
             let many = errors::overloaded("as many watch it as may");
             return Err(proto::error::status(&errors::of_a_read(many)));
         };
+        let session = access::session(&request).cloned();
         let request = request.into_inner();
         let interval = match request.interval_ms {
             0 => 1000,
@@ -153,8 +155,8 @@ impl Admin for AdminService {
         let (views, stream) = mpsc::channel(1);
         let node = Arc::clone(&self.node);
         let every = Duration::from_millis(interval.into());
-        self.node.spawn(async move {
-            watch(node, views, every, request.events_since).await;
+        self.node.spawn_here(async move {
+            watch(node, views, every, (request.events_since, session)).await;
             drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -305,12 +307,17 @@ async fn watch(
     node: Arc<Node>,
     views: mpsc::Sender<Result<ClusterView, Status>>,
     every: Duration,
-    mut seen: u64,
+    (mut seen, session): (u64, Option<Arc<Session>>),
 ) {
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        // Its right may have been withdrawn since.
+        if let Err(refused) = access::check_known_to(&node, session.as_deref()) {
+            let _ = views.send(Err(refused)).await; // the reader may have left
+            return;
+        }
         let view = view::cluster_view(&node, seen);
         seen = view.events.last().map_or(seen, |event| event.seq);
         if views.send(Ok(view)).await.is_err() {

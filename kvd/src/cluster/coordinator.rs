@@ -297,18 +297,27 @@ impl Drop for Admitted<'_> {
 
 /// A place among the requests under way, or the refusal of one too many.
 pub fn admit(node: &Node) -> Result<Admitted<'_>, Failure> {
+    has_place(node)?;
+    let place = node.requests.try_acquire().map_err(|_| overloaded())?;
+    Ok(Admitted { node, _place: place })
+}
+
+/// Whether there is one now; why not.
+pub fn has_place(node: &Node) -> Result<(), Failure> {
     if node.draining.load(Ordering::Relaxed) {
         return Err(errors::draining());
     }
     if node.drained.load(Ordering::Relaxed) {
         return Err(errors::drained());
     }
-    let overloaded = || errors::overloaded("more requests are under way than it answers in time");
-    if node.requests_under_way() as usize >= node.admitted.load(Ordering::Relaxed) {
-        return Err(overloaded());
+    match node.requests_under_way() as usize >= node.admitted.load(Ordering::Relaxed) {
+        true => Err(overloaded()),
+        false => Ok(()),
     }
-    let place = node.requests.try_acquire().map_err(|_| overloaded())?;
-    Ok(Admitted { node, _place: place })
+}
+
+fn overloaded() -> Failure {
+    errors::overloaded("more requests are under way than it answers in time")
 }
 
 pub fn count_failure(node: &Node, failure: &v1::ErrorDetail) {

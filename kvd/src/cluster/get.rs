@@ -229,7 +229,7 @@ impl Get {
             return;
         }
         let node = Arc::clone(&self.node);
-        node.spawn(async move {
+        node.spawn_here(async move {
             let deadline = self.deadline.into();
             while let Ok(Some(heard)) =
                 tokio::time::timeout_at(deadline, self.under_way.next()).await

@@ -66,6 +66,7 @@ pub mod tree;
 pub mod value;
 pub mod view;
 pub mod vote;
+pub mod whereabouts;
 pub mod witness;
 
 use crate::clock;
@@ -90,6 +91,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -165,6 +167,8 @@ pub struct Node {
     pub disk_full: AtomicBool,
     /// Ends every loop.
     pub stop: CancellationToken,
+    /// The threads on which nodes speak to each other.
+    threads: Handle,
     /// Its data directory, and which life of it this is. Locked while a file of it is written: what
     /// every message tells is in `start`.
     directory: Mutex<Directory>,
@@ -192,7 +196,11 @@ pub struct Cluster {
 }
 
 impl Node {
-    /// A node on this store. It is blank until [`membership`] gives it a cluster.
+    /// A node on this store. It is blank until [`membership`] gives it a cluster. What nodes say to
+    /// each other goes by the runtime this is called on.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
     pub fn new(
         directory: Directory,
         address: String,
@@ -230,6 +238,7 @@ impl Node {
             drained: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             stop: CancellationToken::new(),
+            threads: Handle::current(),
             cluster: ArcSwapOption::empty(),
             changing: tokio::sync::Mutex::new(()),
         })
@@ -297,8 +306,15 @@ impl Node {
         }
     }
 
-    /// Runs `task` until it ends or the node stops.
-    pub fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
+    /// Runs `task` until it ends or the node stops, on the threads of nodes.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.threads.spawn(async move { stop.run_until_cancelled(task).await });
+    }
+
+    /// The same where the caller runs: for what a request leaves to be done behind its answer. A
+    /// client's then stays on the threads of clients.
+    pub fn spawn_here(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         tokio::spawn(async move { stop.run_until_cancelled(task).await });
     }

@@ -594,7 +594,7 @@ impl Put {
             return;
         }
         let node = Arc::clone(&self.node);
-        node.spawn(async move {
+        node.spawn_here(async move {
             let deadline = self.checked.deadline.into();
             while let Ok(Some((from, outcome))) =
                 tokio::time::timeout_at(deadline, self.under_way.next()).await
@@ -657,7 +657,7 @@ impl Put {
     fn keep_hint(&self, home: Uid) {
         let (node, key) = (Arc::clone(&self.node), self.checked.key.clone());
         let Ok(object) = Object::decode(self.object.0.clone()) else { return };
-        self.node.spawn(async move {
+        self.node.spawn_here(async move {
             if let Err(failure) = keep_hint_here(&node, home, &key, object).await {
                 tracing::debug!(why = failure.why, "a hint is not kept");
             }

@@ -153,7 +153,12 @@ pub fn check_admin<T>(node: &Node, request: &Request<T>) -> Result<(), Status> {
 
 /// The same of a look at the cluster.
 pub fn check_known<T>(node: &Node, request: &Request<T>) -> Result<(), Status> {
-    let name = session(request).and_then(|session| session.name());
+    check_known_to(node, session(request).map(|session| &**session))
+}
+
+/// The same of what goes on for a while, as long as it does.
+pub fn check_known_to(node: &Node, session: Option<&Session>) -> Result<(), Status> {
+    let name = session.and_then(Session::name);
     match node.access.load().knows(name) {
         true => Ok(()),
         false => Err(refused(name, Right::Read, None)),

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
@@ -73,18 +74,34 @@ pub trait Members: Send + Sync + 'static {
     fn has(&self, address: IpAddr) -> bool;
 }
 
+/// Those taken in.
+pub struct Entrants {
+    /// By their certificates, or where nothing is secured by their addresses, nodes.
+    pub nodes: mpsc::Receiver<io::Result<Incoming>>,
+    /// Everybody else.
+    pub clients: mpsc::Receiver<io::Result<Incoming>>,
+}
+
+/// Where they are sent.
+#[derive(Clone)]
+struct Rooms {
+    nodes: mpsc::Sender<io::Result<Incoming>>,
+    clients: mpsc::Sender<io::Result<Incoming>>,
+}
+
 /// The door of one node.
 pub struct Door {
     tls: Option<Arc<Tls>>,
     limits: Limits,
-    members: Box<dyn Members>,
+    members: Arc<dyn Members>,
     client_handshakes: Arc<Semaphore>,
     node_handshakes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     handshakes_of: Tally,
-    connections_of: Tally,
+    clients_of: Tally,
+    nodes_of: Tally,
     sessions: Mutex<Vec<Weak<Session>>>,
-    told: Mutex<HashMap<String, Instant>>,
+    told: Arc<Told>,
 }
 
 /// A connection that was taken in.
@@ -92,7 +109,7 @@ pub type Incoming = Guarded<Either<TcpStream, tokio_rustls::server::TlsStream<Tc
 
 impl Door {
     /// A door that is not open yet.
-    pub fn new(tls: Option<Arc<Tls>>, limits: Limits, members: Box<dyn Members>) -> Arc<Self> {
+    pub fn new(tls: Option<Arc<Tls>>, limits: Limits, members: Arc<dyn Members>) -> Arc<Self> {
         Arc::new(Self {
             tls,
             limits,
@@ -101,23 +118,30 @@ impl Door {
             node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(limits.connections)),
             handshakes_of: Tally::default(),
-            connections_of: Tally::default(),
+            clients_of: Tally::default(),
+            nodes_of: Tally::default(),
             sessions: Mutex::default(),
-            told: Mutex::default(),
+            told: Arc::default(),
         })
     }
 
-    /// Takes in who comes to `listener`. Ends when the receiver is dropped.
-    pub fn open(self: &Arc<Self>, listener: TcpListener) -> mpsc::Receiver<io::Result<Incoming>> {
-        let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-        let door = Arc::clone(self);
+    /// Takes in who comes to `listener`; with who is no node it deals on the threads of clients. Ends
+    /// when both receivers are dropped.
+    pub fn open(self: &Arc<Self>, listener: TcpListener, client_threads: Handle) -> Entrants {
+        let (nodes, nodes_in) = mpsc::channel(ACCEPTED_MAX);
+        let (clients, clients_in) = mpsc::channel(ACCEPTED_MAX);
+        let (door, rooms) = (Arc::clone(self), Rooms { nodes, clients });
         tokio::spawn(async move {
+            let all_gone = async {
+                rooms.nodes.closed().await;
+                rooms.clients.closed().await;
+            };
             tokio::select! {
-                () = door.accept(listener, &accepted) => {}
-                () = accepted.closed() => {}
+                () = door.accept(listener, &rooms, &client_threads) => {}
+                () = all_gone => {}
             }
         });
-        incoming
+        Entrants { nodes: nodes_in, clients: clients_in }
     }
 
     /// The certificates were read again: ends connections of those that are not trusted any more.
@@ -134,13 +158,14 @@ impl Door {
     async fn accept(
         self: &Arc<Self>,
         listener: TcpListener,
-        accepted: &mpsc::Sender<io::Result<Incoming>>,
+        rooms: &Rooms,
+        client_threads: &Handle,
     ) {
         loop {
             let (stream, from) = match listener.accept().await {
                 Ok(it) => it,
                 Err(error) => {
-                    self.tell("nobody", &format!("cannot be taken in: {error}"));
+                    self.told.tell("nobody", &format!("cannot be taken in: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -152,36 +177,43 @@ impl Door {
                 false => &self.client_handshakes,
             };
             let Ok(turn) = Arc::clone(handshakes).try_acquire_owned() else {
-                self.tell(&address.to_string(), "is refused: too many connect at once");
+                self.told.tell(&address.to_string(), "is refused: too many connect at once");
                 continue;
             };
             let most = if is_member { NODE_HANDSHAKES_MAX } else { HANDSHAKES_PER_ADDRESS_MAX };
             let Some(its_turn) = self.handshakes_of.one_more(address, most) else {
-                self.tell(&address.to_string(), "is refused: it connects too often at once");
+                self.told.tell(&address.to_string(), "is refused: it connects too often at once");
                 continue;
             };
-            let (door, accepted) = (Arc::clone(self), accepted.clone());
-            tokio::spawn(async move {
+            let (door, rooms) = (Arc::clone(self), rooms.clone());
+            let threads = if is_member { Handle::current() } else { client_threads.clone() };
+            // What waits for its bytes is of the threads that read them.
+            let Ok(stream) = stream.into_std() else { continue };
+            threads.spawn(async move {
                 let taken = tokio::time::timeout(HANDSHAKE_MAX, door.take(stream, from, is_member));
                 let taken = taken.await.unwrap_or_else(|_| {
                     Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
                 });
                 drop((turn, its_turn));
                 match taken {
-                    Ok(incoming) => drop(accepted.send(Ok(incoming)).await), // the node stops
-                    Err(why) => door.tell(&address.to_string(), &why),
+                    Ok((incoming, is_node)) => {
+                        let room = if is_node { rooms.nodes } else { rooms.clients };
+                        let _ = room.send(Ok(incoming)).await; // the node may be stopping
+                    }
+                    Err(why) => door.told.tell(&address.to_string(), &why),
                 }
             });
         }
     }
 
-    /// Takes one in, or says why not.
+    /// Takes one in, and says whether it counts as a node; or says why not.
     async fn take(
         self: &Arc<Self>,
-        stream: TcpStream,
+        stream: std::net::TcpStream,
         from: SocketAddr,
         is_member: bool,
-    ) -> Result<Incoming, String> {
+    ) -> Result<(Incoming, bool), String> {
+        let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
         // A small request would wait for the acknowledgement of the one before: 40 ms.
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
         let (stream, chain) = match &self.tls {
@@ -209,7 +241,8 @@ impl Door {
         if self.tls.as_ref().is_some_and(|tls| !tls.now().still_trusts(session.chain())) {
             return Err(format!("is refused: {NOT_TRUSTED}"));
         }
-        Ok(Guarded::new(stream, self.tls.is_some(), session, Box::new(place)))
+        let in_the_clear = self.tls.is_none().then(|| Arc::clone(&self.told));
+        Ok((Guarded::new(stream, in_the_clear, session, Box::new(place)), is_node))
     }
 
     fn remember(&self, session: &Arc<Session>) {
@@ -221,29 +254,35 @@ impl Door {
         sessions.push(Arc::downgrade(session));
     }
 
-    /// A place for one more connection. Nodes always have one: there are as many as members.
-    fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Option<Place>, String> {
-        if is_node {
-            return Ok(None);
-        }
-        let Ok(permit) = Arc::clone(&self.clients).try_acquire_owned() else {
-            return Err(format!(
-                "is refused: {} clients are connected, as many as may be",
-                self.limits.connections
-            ));
+    /// A place for one more connection. Clients share so many; those of nodes are beside them, as
+    /// many for each member's address as for a client's.
+    fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Place, String> {
+        let permit = match is_node {
+            true => None,
+            false => Some(Arc::clone(&self.clients).try_acquire_owned().map_err(|_| {
+                let most = self.limits.connections;
+                format!("is refused: {most} clients are connected, as many as may be")
+            })?),
         };
         let most = self.limits.connections_per_address;
-        match self.connections_of.one_more(address, most) {
-            Some(counted) => Ok(Some(Place { _permit: permit, _counted: counted })),
+        let tally = if is_node { &self.nodes_of } else { &self.clients_of };
+        match tally.one_more(address, most) {
+            Some(counted) => Ok(Place { _permit: permit, _counted: counted }),
             None => Err(format!(
                 "is refused: it has {most} connections, as many as one address may have"
             )),
         }
     }
+}
 
+/// What was logged of who was refused.
+#[derive(Default)]
+pub struct Told(Mutex<HashMap<String, Instant>>);
+
+impl Told {
     /// Logs it, unless the same was logged a moment ago.
     fn tell(&self, who: &str, what: &str) {
-        let mut told = lock(&self.told);
+        let mut told = lock(&self.0);
         let line = format!("{who} {what}");
         let now = clock::now();
         told.retain(|_, at| at.elapsed() < TELL_EVERY);
@@ -253,9 +292,9 @@ impl Door {
     }
 }
 
-/// The place of one client's connection.
+/// The place of one connection.
 struct Place {
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
     _counted: Counted,
 }
 

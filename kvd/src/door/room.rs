@@ -4,7 +4,7 @@
 //! way go on. What nodes say to each other is bounded where it is said.
 
 use super::session::Session;
-use crate::cluster::errors;
+use crate::cluster::{Node, coordinator, errors};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -125,13 +125,15 @@ impl Drop for Held {
 pub struct RoomLayer {
     /// What there is.
     pub room: Arc<Room>,
+    /// Whose it is.
+    pub node: Arc<Node>,
 }
 
 impl<S> Layer<S> for RoomLayer {
     type Service = Counted<S>;
 
     fn layer(&self, inner: S) -> Counted<S> {
-        Counted { inner, room: Arc::clone(&self.room) }
+        Counted { inner, room: Arc::clone(&self.room), node: Arc::clone(&self.node) }
     }
 }
 
@@ -140,6 +142,7 @@ impl<S> Layer<S> for RoomLayer {
 pub struct Counted<S> {
     inner: S,
     room: Arc<Room>,
+    node: Arc<Node>,
 }
 
 impl<S> Service<Request<Body>> for Counted<S>
@@ -165,6 +168,14 @@ where
                 return Box::pin(async move { Ok(refused.into_http()) });
             }
             return Box::pin(self.inner.call(request));
+        }
+        // A node that has too much to do spends as little as it can on saying so.
+        if let Some(method) = request.uri().path().strip_prefix("/kvd.v1.Kv/")
+            && let Err(refused) = coordinator::has_place(&self.node)
+        {
+            let is_read = method == "Get" || method == "Scan";
+            let refused = if is_read { errors::of_a_read(refused) } else { refused };
+            return Box::pin(async move { Ok(proto::error::status(&refused).into_http()) });
         }
         let held = Held::new(&self.room, &session);
         let counted = {

@@ -1,6 +1,7 @@
 //! One connection of a client or a node: who is at the other end, what is kept for it in memory, and
 //! when it has to end although neither side closed it.
 
+use super::Told;
 use crate::clock;
 use proto::tls::Facts;
 use rustls::pki_types::CertificateDer;
@@ -199,32 +200,38 @@ pub struct Guarded<S> {
     session: Arc<Session>,
     look: Pin<Box<Sleep>>,
     pace: Pace,
-    /// Nothing secures it, and nothing was read from it yet.
-    is_first: bool,
+    /// There while nothing was read from a connection in the clear: where to tell of who speaks TLS.
+    unread: Option<Arc<Told>>,
     /// Its place among the connections, given back with it.
     _place: Box<dyn Send>,
 }
 
 impl<S> Guarded<S> {
-    /// Watches over `stream`, which TLS secures or nothing does. `place` is dropped with it.
-    pub fn new(stream: S, secured: bool, session: Arc<Session>, place: Box<dyn Send>) -> Self {
+    /// Watches over `stream`. `in_the_clear`: nothing secures it, and where to tell of who thinks
+    /// otherwise. `place` is dropped with it.
+    pub fn new(
+        stream: S,
+        in_the_clear: Option<Arc<Told>>,
+        session: Arc<Session>,
+        place: Box<dyn Send>,
+    ) -> Self {
         let pace = Pace { moved: 0, at: clock::now() };
         let look = Box::pin(sleep(LOOK_EVERY));
-        Self { stream, session, look, pace, is_first: !secured, _place: place }
+        Self { stream, session, look, pace, unread: in_the_clear, _place: place }
     }
 
     /// Who speaks TLS where nothing does hears settings, which are no TLS; the log is told here.
     fn check_first(&mut self, bytes: &[u8]) -> io::Result<()> {
         const HANDSHAKE: u8 = 22;
-        if self.is_first && bytes.first() == Some(&HANDSHAKE) {
-            let from = self.session.ip();
-            tracing::warn!(
-                "a connection from {from} is refused: it speaks TLS, and this port does not"
-            );
-            return Err(io::Error::other("TLS is not spoken here"));
+        let Some(first) = bytes.first() else { return Ok(()) };
+        match self.unread.take() {
+            Some(told) if *first == HANDSHAKE => {
+                let from = self.session.ip().to_string();
+                told.tell(&from, "is refused: it speaks TLS, and this port does not");
+                Err(io::Error::other("TLS is not spoken here"))
+            }
+            _ => Ok(()),
         }
-        self.is_first &= bytes.is_empty();
-        Ok(())
     }
 
     /// Called where the connection waits, so that it is woken to be judged.
@@ -270,7 +277,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let outcome = Pin::new(&mut this.stream).poll_read(context, into);
         let read = into.filled().len() - before;
         this.session.read.fetch_add(read as u64, Ordering::Relaxed);
-        if this.is_first {
+        if this.unread.is_some() {
             this.check_first(&into.filled()[before..])?;
         }
         this.or_look(context, outcome)
