@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::output::{Color, Format};
 use crate::time::parse_duration;
 use clap::ValueEnum;
-use proto::profile::{Profiles, config_path, read_config, tls_files};
+use proto::profile::{Profiles, config_path, read_config, tls_files, with_port};
 use proto::tls::{ClientFiles, ClientTls};
 use serde::Deserialize;
 use std::io::{self, IsTerminal, Write};
@@ -152,17 +152,6 @@ impl Settings {
     /// How errors are printed.
     pub(crate) fn shape(&self) -> Shape {
         Shape { json: self.format.is_json(), verbose: self.verbose, color: self.color_stderr }
-    }
-}
-
-/// `host:port`, with the port every node has unless it is told otherwise.
-pub(crate) fn with_port(endpoint: &str) -> String {
-    let endpoint = endpoint.trim();
-    let bare_v6 = endpoint.starts_with('[') && endpoint.ends_with(']');
-    if bare_v6 || !endpoint.contains(':') {
-        format!("{endpoint}:{}", proto::DEFAULT_PORT)
-    } else {
-        endpoint.to_owned()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::cli::{ModeArg, Policy};
 use crate::commands::keyspaces::{mode_from_name, mode_name, of_policy};
-use crate::config::with_port;
 use crate::error::Failure;
+use proto::profile::with_port;
 use proto::v1::change::Change as Wanted;
 use proto::v1::{
     Change, Keyspace, LayoutView, Member, Mode, NewMember, RemoveNode, SetKeyspace, SetNode,

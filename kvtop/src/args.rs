@@ -4,7 +4,7 @@ use crate::app::{INTERVAL_MAX, INTERVAL_MIN, Screen};
 use crate::state::Millis;
 use crate::view::theme::{Palette, Theme};
 use clap::{Parser, ValueEnum};
-use proto::profile::{Profiles, config_path, read_config, tls_files};
+use proto::profile::{Profiles, config_path, read_config, tls_files, with_port};
 use proto::tls::{ClientFiles, ClientTls};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -163,11 +163,7 @@ impl Args {
             given => Some(given.to_vec()),
         };
         let endpoints = endpoints.unwrap_or_else(|| vec!["127.0.0.1".to_owned()]);
-        let with_port = |text: &String| match text.contains(':') {
-            true => text.clone(),
-            false => format!("{text}:{}", proto::DEFAULT_PORT),
-        };
-        Ok(Way { endpoints: endpoints.iter().map(with_port).collect(), tls })
+        Ok(Way { endpoints: endpoints.iter().map(|it| with_port(it)).collect(), tls })
     }
 
     /// How things look, given what environment variables say.

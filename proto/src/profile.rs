@@ -104,3 +104,27 @@ pub fn read_config(path: &Path, must_exist: bool) -> Result<String, String> {
         read => read.map_err(|error| error.to_string()),
     }
 }
+
+/// `host:port`, with the port every node has unless it is told otherwise.
+pub fn with_port(endpoint: &str) -> String {
+    let endpoint = endpoint.trim();
+    let bare_v6 = endpoint.starts_with('[') && endpoint.ends_with(']');
+    if bare_v6 || !endpoint.contains(':') {
+        format!("{endpoint}:{}", crate::DEFAULT_PORT)
+    } else {
+        endpoint.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_without_a_port_gets_the_usual_one() {
+        assert_eq!(with_port(" db1.example.net "), "db1.example.net:7400");
+        assert_eq!(with_port("10.0.0.1:7500"), "10.0.0.1:7500");
+        assert_eq!(with_port("[::1]"), "[::1]:7400");
+        assert_eq!(with_port("[::1]:7500"), "[::1]:7500");
+    }
+}

@@ -4,12 +4,13 @@ use crate::cli::{Init, Policy};
 use crate::commands::keyspaces::of_policy;
 use crate::commands::nodes::{Node, table};
 use crate::commands::status::cluster_line;
-use crate::config::{Settings, with_port};
+use crate::config::Settings;
 use crate::confirm::{Question, confirm};
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
 use crate::exit::Exit;
 use crate::output::{Answer, Envelope};
+use proto::profile::with_port;
 use proto::v1::{InitClusterRequest, NewMember};
 
 pub(crate) async fn init(settings: &Settings, args: Init) -> Result<Exit, Failure> {

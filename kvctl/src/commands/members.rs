@@ -6,7 +6,7 @@ use super::{lag, nodes, propose, safety};
 use crate::cli::{
     Add, Apply, Attributes, Drain, Rebalance, Remove, Replace, Set, WaitFor, WaitNode,
 };
-use crate::config::{Settings, with_port};
+use crate::config::Settings;
 use crate::confirm::{Question, confirm};
 use crate::connection::{Connection, Kind, timed};
 use crate::error::Failure;
@@ -16,6 +16,7 @@ use crate::patience::Patience;
 use crate::table::Table;
 use crate::time::{for_people, now_ms, time_of_day};
 use crate::units::counted;
+use proto::profile::with_port;
 use proto::v1::change::Change as Wanted;
 use proto::v1::{
     self, ClusterView, DrainReply, DrainRequest, NewMember, NodeState, NodeView, RemoveNode,
