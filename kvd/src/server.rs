@@ -126,6 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
     let whereabouts = Whereabouts::of(Arc::clone(&node));
+    whereabouts.look().await; // before the first of them comes
     node.spawn(Arc::clone(&whereabouts).run());
     let door = Door::new(tls, config.limits, whereabouts.clone());
     let _ = node.security.door.set(Arc::clone(&door)); // it has none yet
@@ -187,7 +188,7 @@ fn abort_on_panic() {
 fn allow_open_files(connections: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     const BESIDE: u64 = 512;
-    // Clients, and as many places for nodes.
+    // Clients, and as much again for nodes.
     let wanted = 2 * connections as u64 + BESIDE;
     let now = getrlimit(Resource::Nofile);
     if now.current.is_none_or(|current| current >= wanted) {

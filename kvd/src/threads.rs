@@ -1,7 +1,8 @@
-//! Threads of their own for what clients ask. What nodes say to each other runs on others, which go
-//! first: however many clients there are and whatever they do, a node hears its peers and answers
-//! them.
+//! Threads of their own for what clients ask. What nodes say to each other runs on others, which get
+//! the greater share of a core that both want: however many clients there are and whatever they do,
+//! a node hears its peers and answers them.
 
+use rustix::process::{getpriority_process, setpriority_process};
 use std::io;
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -18,8 +19,13 @@ impl ClientThreads {
     /// # Errors
     /// The system has none left.
     pub fn start() -> io::Result<Self> {
+        // Said once and for all: a thread inherits it from whichever thread starts it.
+        let niceness = (getpriority_process(None).unwrap_or(0) + NICER_BY).min(19);
         let mut threads = Builder::new_multi_thread();
-        threads.enable_all().thread_name("kvd-clients").on_thread_start(give_way);
+        threads.enable_all().thread_name("kvd-clients").on_thread_start(move || {
+            // Where it is refused, threads alone keep the two apart.
+            let _ = setpriority_process(Some(rustix::thread::gettid()), niceness);
+        });
         threads.build().map(|runtime| Self(Some(runtime)))
     }
 
@@ -39,11 +45,4 @@ impl Drop for ClientThreads {
             runtime.shutdown_background();
         }
     }
-}
-
-fn give_way() {
-    use rustix::process::{getpriority_process, setpriority_process};
-    let own = getpriority_process(None).unwrap_or(0);
-    // Where it is refused, threads alone keep the two apart.
-    let _ = setpriority_process(Some(rustix::thread::gettid()), (own + NICER_BY).min(19));
 }

@@ -27,6 +27,9 @@ const FRAME_HEADER_BYTES: usize = 9;
 const FRAME_SETTINGS: u8 = 4;
 const FRAME_GOAWAY: u8 = 7;
 
+/// What a server that speaks TLS begins with where it hears none.
+const TLS_ALERT: u8 = 21;
+
 /// Why a client is sent away that speaks no TLS.
 const INADEQUATE_SECURITY: u8 = 12;
 
@@ -164,12 +167,16 @@ async fn first_word(mut stream: Box<dyn Stream>, secured: bool) -> Result<Connec
         stream.write_all(PREFACE).await?;
         stream.flush().await?;
         // It may come in parts.
-        while word.len() < wanted(&word) && stream.read_buf(&mut word).await? > 0 {}
-        Ok(())
+        while !is_whole(&word) && stream.read_buf(&mut word).await? > 0 {}
+        Ok::<_, io::Error>(())
     };
-    // In TLS 1.3 this is where a certificate of this side's is refused.
-    let failed = |error| DialError { why: words(&error), is_tls: is_of_tls(&error) };
-    asked.await.map_err(failed)?;
+    // In TLS 1.3 this is where a certificate of this side's is refused. Who leaves our preface unread
+    // and closes resets the connection: what he said before counts.
+    if let Err(error) = asked.await
+        && word.is_empty()
+    {
+        return Err(DialError { why: words(&error), is_tls: is_of_tls(&error) });
+    }
     match word.get(3) {
         Some(&FRAME_SETTINGS) => {
             // A server that sends this side away at once says both in one breath.
@@ -184,8 +191,7 @@ async fn first_word(mut stream: Box<dyn Stream>, secured: bool) -> Result<Connec
             return Err(why.to_owned().into());
         }
         _ if word.is_empty() => return Err("closed the connection".to_owned().into()),
-        // 21: a TLS alert.
-        _ if word[0] == 21 => {
+        _ if word[0] == TLS_ALERT => {
             return Err(DialError::tls("speaks TLS: name the CA that signed its certificate"));
         }
         _ => return Err("is no kvd: it does not speak HTTP/2".to_owned().into()),
@@ -193,13 +199,14 @@ async fn first_word(mut stream: Box<dyn Stream>, secured: bool) -> Result<Connec
     Ok(Connection { stream, heard: word.into(), said: 0 })
 }
 
-/// So much of a first word tells what it is: of what may be a frame of HTTP/2, all of it.
-fn wanted(word: &[u8]) -> usize {
-    match word.get(3) {
-        Some(&(FRAME_SETTINGS | FRAME_GOAWAY)) if word.len() >= FRAME_HEADER_BYTES => {
-            FRAME_HEADER_BYTES + length(word).min(FIRST_WORD_BYTES / 2)
+/// Whether a first word tells what it is: of what may be a frame of HTTP/2, all of it.
+fn is_whole(word: &[u8]) -> bool {
+    match word {
+        [TLS_ALERT, ..] => true,
+        [_, _, _, FRAME_SETTINGS | FRAME_GOAWAY, ..] => {
+            word.len() >= FRAME_HEADER_BYTES + length(word).min(FIRST_WORD_BYTES / 2)
         }
-        _ => FRAME_HEADER_BYTES,
+        _ => word.len() > 3,
     }
 }
 

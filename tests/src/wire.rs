@@ -280,13 +280,7 @@ fn once(
             }
         }
         Attack::SlowReader => {
-            stream.write_all(PREFACE)?;
-            stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
-            stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &0x3fff_0000_u32.to_be_bytes()))?;
-            for said in recorded {
-                // All that was asked there, of this connection's first streams.
-                stream.write_all(said.strip_prefix(PREFACE).unwrap_or(said))?;
-            }
+            ask_for_all(&mut stream, recorded)?;
             hold(&stream, SLOW_HOLD_MAX, stop);
             return Ok(());
         }
@@ -310,6 +304,21 @@ fn once(
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) => return Err(error),
         }
+    }
+    Ok(())
+}
+
+/// Asks for all that was asked for in these recordings, and says that it may come.
+///
+/// # Errors
+/// The node did not wait for the end of it.
+pub fn ask_for_all(stream: &mut TcpStream, recorded: &[Vec<u8>]) -> io::Result<()> {
+    stream.write_all(PREFACE)?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &0x3fff_0000_u32.to_be_bytes()))?;
+    for said in recorded {
+        // All that was asked there, of this connection's first streams.
+        stream.write_all(said.strip_prefix(PREFACE).unwrap_or(said))?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proto::client::Client;
-use proto::v1::{ErrorCode, GetRequest, PutRequest};
+use proto::v1::{ErrorCode, GetRequest, PutRequest, WatchClusterRequest};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use tests::eventually;
 use tests::load::{Load, Options, Summary};
 use tests::process::{Cluster, Node, ok, own_address, text};
 use tests::rng::seed_of_run;
-use tests::wire::{ATTACKS, Siege, talks};
+use tests::wire::{ATTACKS, Siege, ask_for_all, talks};
 
 /// How long the siege lasts.
 const SIEGE: Duration = Duration::from_secs(60);
@@ -79,13 +79,26 @@ fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
     assert!(status.contains("agreed by 3 of 3"), "{status}");
 }
 
+/// So much nicer than those of nodes.
+const NICER_BY: i32 = 5;
+
+/// Of a process's or a thread's `stat`, the fields after its name.
+fn after_name(stat: &str) -> (&str, Vec<&str>) {
+    let (name, rest) = stat.rsplit_once(')').unwrap();
+    (name, rest.split_whitespace().collect())
+}
+
+/// Nodes inherit it.
+fn own_niceness() -> i32 {
+    after_name(&fs::read_to_string("/proc/self/stat").unwrap()).1[16].parse().unwrap()
+}
+
 /// Of a node's threads for clients: how nice they are, and the processor time they have used, ticks.
 fn client_threads(node: &Node) -> Vec<(i32, u64)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap();
     let stat = |task: std::io::Result<fs::DirEntry>| {
         let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?; // it may have ended
-        let (name, rest) = stat.rsplit_once(')')?;
-        let fields: Vec<&str> = rest.split_whitespace().collect();
+        let (name, fields) = after_name(&stat);
         let number = |at: usize| fields[at].parse::<i64>().unwrap();
         let used = (number(11) + number(12)) as u64;
         name.ends_with("(kvd-clients").then_some((number(16) as i32, used))
@@ -102,7 +115,8 @@ fn clients_are_served_by_threads_that_let_those_of_nodes_go_first() {
         let used = |node: &Node| client_threads(node).iter().map(|(_, used)| used).sum::<u64>();
         let (asked, other) = (&cluster.nodes[0], &cluster.nodes[1]);
         let threads = client_threads(asked);
-        assert!(!threads.is_empty() && threads.iter().all(|(nice, _)| *nice > 0), "{threads:?}");
+        let nicer = NICER_BY + own_niceness();
+        assert!(!threads.is_empty() && threads.iter().all(|it| it.0 == nicer), "{threads:?}");
         let client = cluster.client(0);
         let before = (used(asked), used(other));
         eventually("requests to take time of clients' threads", || {
@@ -116,7 +130,7 @@ fn clients_are_served_by_threads_that_let_those_of_nodes_go_first() {
             (used(asked) >= before.0 + 100).then_some(())
         });
         // The other one answered for half of the keys, and had no client.
-        let others = used(other) - before.1;
+        let others = used(other).saturating_sub(before.1); // a thread may have ended
         assert!(others <= 3, "{others} ticks: links are served by the threads of clients");
     }
 }
@@ -145,6 +159,84 @@ fn who_says_nothing_in_time_is_not_waited_for() {
     let heard = until_closed(&node.address, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n");
     let heard = text(&heard);
     assert!(heard.starts_with("HTTP/1.1 400") && heard.contains("speaks TLS"), "{heard}");
+}
+
+#[test]
+fn a_large_request_is_refused_in_words_and_its_connection_goes_on() {
+    let cluster = Cluster::start(3);
+    let client = cluster.client(0);
+    ok(cluster.kvctl_via(1, &["nodes", "drain", "n1", "--yes"]));
+    let value = bytes::Bytes::from(vec![3; 1024 * 1024]);
+    let put = |number: u32| {
+        let (mut kv, value) = (client.kv(), value.clone());
+        let key = format!("k{number}").into_bytes().into();
+        async move { kv.put(PutRequest { key, value, ..Default::default() }).await }
+    };
+    // More than HTTP/2 forgives of requests that are answered before they are heard.
+    let outcomes = cluster.block_on(futures_util::future::join_all((0..200).map(put)));
+    for outcome in outcomes {
+        let refused = outcome.unwrap_err();
+        let detail = proto::error::detail(&refused).unwrap_or_else(|| panic!("{refused:?}"));
+        assert_eq!(detail.code(), ErrorCode::Draining, "{refused:?}");
+    }
+}
+
+#[test]
+fn who_does_not_take_what_it_asked_for_is_cut_off() {
+    let cluster = Cluster::start(1);
+    let (_, large) = talks(&cluster);
+    let node = &cluster.nodes[0];
+    let files = open_files(node);
+    let mut stream = TcpStream::connect(&node.address).unwrap();
+    ask_for_all(&mut stream, &large).unwrap();
+    eventually("the log to say so", || {
+        node.log().contains("it takes what it asked for too slowly").then_some(())
+    });
+    eventually("its file to be given back", || (open_files(node) <= files).then_some(()));
+    drop(stream); // it was there until now
+}
+
+#[test]
+fn who_begins_handshakes_and_ends_none_keeps_nobody_else_out() {
+    let cluster = Cluster::secured_with(1, |_| {});
+    let node = &cluster.nodes[0];
+    let silent = |_| TcpStream::connect(&node.address).unwrap();
+    let silent: Vec<TcpStream> = (0..40).map(silent).collect();
+    eventually("the log to say so", || {
+        node.log().contains("it connects too often at once").then_some(())
+    });
+    // They all come from here: it is the next one's turn once they are over.
+    drop(silent);
+    eventually("a place", || {
+        let dial = cluster.dial();
+        let address = [node.address.clone()];
+        cluster.block_on(Client::connect_by(&dial, &address, Duration::from_secs(5))).ok()
+    });
+}
+
+#[test]
+fn so_many_watch_a_node_and_then_no_more() {
+    let cluster = Cluster::start(1);
+    let clients = [cluster.client(0), cluster.client(0)];
+    let ask = WatchClusterRequest { interval_ms: 60_000, ..Default::default() };
+    let mut watches = Vec::new();
+    let refused = (0..300).find_map(|number| {
+        let mut admin = clients[number % 2].admin();
+        match cluster.block_on(admin.watch_cluster(ask)) {
+            Ok(watch) => watches.push(watch),
+            Err(refused) => return Some(refused),
+        }
+        None
+    });
+    let refused = refused.unwrap_or_else(|| panic!("{} watch it", watches.len()));
+    assert_eq!(proto::error::detail(&refused).unwrap().code(), ErrorCode::Overloaded);
+    assert_eq!(watches.len(), 256);
+    // Who leaves makes room.
+    watches.pop();
+    eventually("a place", || {
+        let mut admin = clients[0].admin();
+        cluster.block_on(admin.watch_cluster(ask)).ok()
+    });
 }
 
 #[test]

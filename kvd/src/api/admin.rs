@@ -67,7 +67,7 @@ impl AdminService {
         F: Future<Output = Result<R, Failure>> + Send + 'static,
     {
         let (node, what) = (Arc::clone(&self.node), what.to_owned());
-        let work = tokio::spawn(async move {
+        let work = self.node.run(async move {
             let session = access::session(&request).cloned();
             let outcome = match access::check_admin(&node, &request) {
                 Ok(()) => respond(act(Arc::clone(&node), request.into_inner()).await),
@@ -312,7 +312,10 @@ async fn watch(
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = views.closed() => return, // the reader left, and somebody may wait for its place
+        }
         // Its right may have been withdrawn since.
         if let Err(refused) = access::check_known_to(&node, session.as_deref()) {
             let _ = views.send(Err(refused)).await; // the reader may have left

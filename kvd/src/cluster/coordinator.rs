@@ -82,7 +82,7 @@ pub fn is_of_layout(error: &CallError) -> bool {
 /// while it is this node that knows more: then the peer does after this.
 pub async fn catch_up(node: &Arc<Node>, cluster: &Cluster, with: Option<Uid>) {
     match with.and_then(|uid| cluster.peers.get(&uid)) {
-        Some(peer) => membership::exchange_layouts(node, peer).await,
+        Some(peer) => membership::exchange_for_a_request(node, peer).await,
         None => tokio::task::yield_now().await,
     }
 }

@@ -300,6 +300,13 @@ pub async fn exchange_layouts(node: &Arc<Node>, peer: &Peer) {
     }
 }
 
+/// The same on the threads of nodes: others wait in line behind it, and not for those of clients.
+pub async fn exchange_for_a_request(node: &Arc<Node>, peer: &Arc<Peer>) {
+    let (this, peer) = (Arc::clone(node), Arc::clone(peer));
+    let exchange = node.run(async move { exchange_layouts(&this, &peer).await });
+    let _ = exchange.await; // the node may be stopping
+}
+
 async fn push_layouts(
     node: &Arc<Node>,
     cluster: &Cluster,
@@ -442,7 +449,7 @@ pub async fn learn_of(node: &Arc<Node>, peer: Uid, layout: LayoutId) -> bool {
         && let Ok(cluster) = node.cluster()
         && let Some(peer) = cluster.peers.get(&peer)
     {
-        exchange_layouts(node, peer).await;
+        exchange_for_a_request(node, peer).await;
     }
     knows(node)
 }

@@ -93,6 +93,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Client requests this node works on at once, at most. One more is refused as overload; so it is
@@ -312,7 +313,16 @@ impl Node {
         self.threads.spawn(async move { stop.run_until_cancelled(task).await });
     }
 
-    /// The same where the caller runs: for what a request leaves to be done behind its answer. A
+    /// Runs `work` on the threads of nodes, whether anybody waits for it or not: for what is done to
+    /// the cluster, and holds up others meanwhile.
+    pub fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.threads.spawn(work)
+    }
+
+    /// As [`Self::spawn`] where the caller runs: for what a request leaves to be done behind its answer. A
     /// client's then stays on the threads of clients.
     pub fn spawn_here(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();

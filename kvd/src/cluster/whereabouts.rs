@@ -4,14 +4,19 @@
 use super::{Cluster, Node};
 use crate::clock;
 use crate::door::Members;
+use futures_util::stream::{self, StreamExt};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Names are looked up so often, those that are new within [`LOOK_EVERY`].
+/// Names are looked up so often, those that were not found sooner, new ones within [`LOOK_EVERY`].
 const LOOKUP_EVERY: Duration = Duration::from_secs(60);
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// So many at once.
+const AT_ONCE: usize = 32;
 
 /// One lookup takes so long at most; what was known of the name stays known after one that failed.
 const LOOKUP_MAX: Duration = Duration::from_secs(2);
@@ -24,12 +29,20 @@ struct Known {
     addresses: HashSet<IpAddr>,
 }
 
+/// Where a member is that is known by a name.
+#[derive(Default)]
+struct Name {
+    /// When, and whether it was found.
+    looked_up: Option<(Instant, bool)>,
+    addresses: Vec<IpAddr>,
+}
+
 /// Where the members of a node's cluster are.
 pub struct Whereabouts {
     node: Arc<Node>,
     known: Mutex<Known>,
     /// Of members known by a name; gone with the member.
-    names: Mutex<HashMap<String, (Instant, Vec<IpAddr>)>>,
+    names: Mutex<HashMap<String, Name>>,
 }
 
 impl Whereabouts {
@@ -43,31 +56,43 @@ impl Whereabouts {
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             look.tick().await;
-            let Ok(cluster) = self.node.cluster() else { continue };
-            let named: Vec<&str> = cluster
-                .peers
-                .values()
-                .map(|peer| &*peer.address)
-                .filter(|address| address.parse::<SocketAddr>().is_err())
-                .collect();
-            lock(&self.names).retain(|name, _| named.contains(&name.as_str()));
-            for name in named {
-                let is_fresh = |(at, _): &(Instant, _)| at.elapsed() < LOOKUP_EVERY;
-                if !lock(&self.names).get(name).is_some_and(is_fresh) {
-                    self.look_up(name).await;
-                }
-            }
+            self.look().await;
         }
+    }
+
+    /// Looks up the names that are due: new ones, old ones, and those that were not found.
+    pub async fn look(&self) {
+        let Ok(cluster) = self.node.cluster() else { return };
+        let addresses = cluster.peers.values().map(|peer| &peer.address);
+        let named: HashSet<&String> =
+            addresses.filter(|address| address.parse::<SocketAddr>().is_err()).collect();
+        let due: Vec<&String> = {
+            let mut names = lock(&self.names);
+            names.retain(|name, _| named.contains(name));
+            let is_due = |name: &&String| names.get(*name).is_none_or(Name::is_due);
+            named.into_iter().filter(is_due).collect()
+        };
+        let lookups = due.into_iter().map(|name| self.look_up(name));
+        stream::iter(lookups).for_each_concurrent(AT_ONCE, |lookup| lookup).await;
     }
 
     async fn look_up(&self, name: &str) {
         let found = tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host(name)).await;
+        let found = found.ok().and_then(Result::ok);
         let mut names = lock(&self.names);
-        let entry = names.entry(name.to_owned()).or_insert_with(|| (clock::now(), Vec::new()));
-        entry.0 = clock::now();
-        if let Ok(Ok(found)) = found {
-            entry.1 = found.map(|address| address.ip().to_canonical()).collect();
+        let known = names.entry(name.to_owned()).or_default();
+        known.looked_up = Some((clock::now(), found.is_some()));
+        if let Some(found) = found {
+            known.addresses = found.map(|address| address.ip().to_canonical()).collect();
         }
+    }
+}
+
+impl Name {
+    fn is_due(&self) -> bool {
+        self.looked_up.is_none_or(|(at, found)| {
+            at.elapsed() >= if found { LOOKUP_EVERY } else { AGAIN_AFTER }
+        })
     }
 }
 
@@ -79,7 +104,7 @@ impl Members for Whereabouts {
             *known = Known { digest: cluster.digest, addresses: literal(&cluster) };
         }
         known.addresses.contains(&address)
-            || lock(&self.names).values().any(|(_, at)| at.contains(&address))
+            || lock(&self.names).values().any(|name| name.addresses.contains(&address))
     }
 }
 

@@ -1,5 +1,5 @@
 //! The open port: what the world touches first. Everybody who connects is counted, has to say in time
-//! what he wants, and is held to bounds of his own; nodes have places that no client can take.
+//! what he wants, and is held to bounds of his own; nodes have places that no client elsewhere takes.
 //!
 //! | file | what |
 //! |---|---|
@@ -22,6 +22,7 @@ use session::{Guarded, Session};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -186,8 +187,8 @@ impl Door {
                 continue;
             };
             let (door, rooms) = (Arc::clone(self), rooms.clone());
-            let threads = if is_member { Handle::current() } else { client_threads.clone() };
-            // What waits for its bytes is of the threads that read them.
+            let [of_nodes, of_clients] = [Handle::current(), client_threads.clone()];
+            let threads = if is_member { of_nodes.clone() } else { of_clients.clone() };
             let Ok(stream) = stream.into_std() else { continue };
             threads.spawn(async move {
                 let taken = tokio::time::timeout(HANDSHAKE_MAX, door.take(stream, from, is_member));
@@ -195,13 +196,21 @@ impl Door {
                     Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
                 });
                 drop((turn, its_turn));
-                match taken {
-                    Ok((incoming, is_node)) => {
-                        let room = if is_node { rooms.nodes } else { rooms.clients };
+                let taken = match taken {
+                    Ok(taken) => taken,
+                    Err(why) => return door.told.tell(&address.to_string(), &why),
+                };
+                let (room, threads) = match taken.is_node {
+                    true => (rooms.nodes, of_nodes),
+                    false => (rooms.clients, of_clients),
+                };
+                let moves = taken.is_node != is_member;
+                // Where it is served, its timers are too.
+                threads.spawn(async move {
+                    if let Ok(incoming) = door.guarded(taken, moves) {
                         let _ = room.send(Ok(incoming)).await; // the node may be stopping
                     }
-                    Err(why) => door.told.tell(&address.to_string(), &why),
-                }
+                });
             });
         }
     }
@@ -212,7 +221,7 @@ impl Door {
         stream: std::net::TcpStream,
         from: SocketAddr,
         is_member: bool,
-    ) -> Result<(Incoming, bool), String> {
+    ) -> Result<Taken, String> {
         let stream = TcpStream::from_std(stream).map_err(|error| error.to_string())?;
         // A small request would wait for the acknowledgement of the one before: 40 ms.
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -241,8 +250,23 @@ impl Door {
         if self.tls.as_ref().is_some_and(|tls| !tls.now().still_trusts(session.chain())) {
             return Err(format!("is refused: {NOT_TRUSTED}"));
         }
+        Ok(Taken { stream, session, place, is_node })
+    }
+
+    /// What is served of it, on the threads this runs on; `moves`: its handshake was on others.
+    fn guarded(&self, taken: Taken, moves: bool) -> io::Result<Incoming> {
+        let Taken { mut stream, session, place, .. } = taken;
+        if moves {
+            let tcp = match &mut stream {
+                Either::Left(tcp) => tcp,
+                Either::Right(secured) => secured.get_mut().0,
+            };
+            // Else the other threads would have to wake these for all it sends.
+            let same = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+            *tcp = TcpStream::from_std(same)?;
+        }
         let in_the_clear = self.tls.is_none().then(|| Arc::clone(&self.told));
-        Ok((Guarded::new(stream, in_the_clear, session, Box::new(place)), is_node))
+        Ok(Guarded::new(stream, in_the_clear, session, Box::new(place)))
     }
 
     fn remember(&self, session: &Arc<Session>) {
@@ -254,9 +278,13 @@ impl Door {
         sessions.push(Arc::downgrade(session));
     }
 
-    /// A place for one more connection. Clients share so many; those of nodes are beside them, as
-    /// many for each member's address as for a client's.
-    fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Place, String> {
+    /// A place for one more connection. A node that its certificate tells always has one: there are
+    /// as many as members. In the clear a member's address has as many as any and so many more,
+    /// beside those of clients.
+    fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Option<Place>, String> {
+        if is_node && self.tls.is_some() {
+            return Ok(None);
+        }
         let permit = match is_node {
             true => None,
             false => Some(Arc::clone(&self.clients).try_acquire_owned().map_err(|_| {
@@ -264,10 +292,12 @@ impl Door {
                 format!("is refused: {most} clients are connected, as many as may be")
             })?),
         };
-        let most = self.limits.connections_per_address;
-        let tally = if is_node { &self.nodes_of } else { &self.clients_of };
+        let (tally, most) = match (is_node, self.limits.connections_per_address) {
+            (true, most) => (&self.nodes_of, most + NODE_HANDSHAKES_MAX),
+            (false, most) => (&self.clients_of, most),
+        };
         match tally.one_more(address, most) {
-            Some(counted) => Ok(Place { _permit: permit, _counted: counted }),
+            Some(counted) => Ok(Some(Place { _permit: permit, _counted: counted })),
             None => Err(format!(
                 "is refused: it has {most} connections, as many as one address may have"
             )),
@@ -290,6 +320,14 @@ impl Told {
             tracing::warn!("a connection from {who} {what}");
         }
     }
+}
+
+/// A connection whose handshake is over.
+struct Taken {
+    stream: Either<TcpStream, tokio_rustls::server::TlsStream<TcpStream>>,
+    session: Arc<Session>,
+    place: Option<Place>,
+    is_node: bool,
 }
 
 /// The place of one connection.

@@ -169,13 +169,21 @@ where
             }
             return Box::pin(self.inner.call(request));
         }
-        // A node that has too much to do spends as little as it can on saying so.
+        // A node that has too much to do spends as little as it can on saying so: nothing of what is
+        // asked is kept or understood.
         if let Some(method) = request.uri().path().strip_prefix("/kvd.v1.Kv/")
             && let Err(refused) = coordinator::has_place(&self.node)
         {
             let is_read = method == "Get" || method == "Scan";
             let refused = if is_read { errors::of_a_read(refused) } else { refused };
-            return Box::pin(async move { Ok(proto::error::status(&refused).into_http()) });
+            let held = Held::new(&self.room, &session);
+            return Box::pin(async move {
+                // What is still on its way would be an error of the whole connection's.
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = next_frame(&mut body).await {}
+                drop(held);
+                Ok(proto::error::status(&refused).into_http())
+            });
         }
         let held = Held::new(&self.room, &session);
         let counted = {
@@ -196,6 +204,10 @@ where
             Ok(answer.map(|body| Body::new(HeldBody { body, held, counts: false })))
         })
     }
+}
+
+async fn next_frame(body: &mut Body) -> Option<Result<Frame<Bytes>, tonic::Status>> {
+    std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
 }
 
 /// Bytes on their way out, and what they hold.

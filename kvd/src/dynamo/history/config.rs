@@ -394,9 +394,13 @@ impl History {
     /// With these copies level: `me` has compared them as their tasks say.
     pub fn with_synced(&self, me: Uid, done: &[SyncTask]) -> Self {
         let mut next = self.clone();
-        for task in done.iter().filter(|task| self.position(task.origin).is_some()) {
-            let key = (task.origin, task.keyspace, me);
-            next.marks.synced(key, task.bits, task.partition);
+        for task in done {
+            // The config may be another's by now: of a layout below, heard of since.
+            let token = Token::range(task.partition, task.bits).0;
+            let origin = self.origin_at(task.origin, task.keyspace, token);
+            if let Some(origin) = origin.filter(|origin| !self.is_simple(*origin)) {
+                next.marks.synced((origin, task.keyspace, me), task.bits, task.partition);
+            }
         }
         next
     }
@@ -538,13 +542,14 @@ impl History {
 
     // === marks as layouts come and go ===
 
-    /// Marks by the layouts that now begin their configs.
+    /// Whether nothing is below it to be level with.
+    fn is_simple(&self, layout: LayoutId) -> bool {
+        self.position(layout).is_some_and(|at| self.below[at] == 0)
+    }
+
+    /// Marks by the layouts that now begin their configs: all that there are in a history are so.
     pub(super) fn normalized(&self, marks: &Marks) -> Marks {
         let mut out = Marks::default();
-        let is_simple = |origin: LayoutId| {
-            let at = self.position(origin);
-            at.is_some_and(|at| self.below[at] == 0)
-        };
         // Many nodes have marks of the same partitions: who began their configs is found out once.
         let mut origins: BTreeMap<(LayoutId, KeyspaceId, u32, u32), Option<LayoutId>> =
             BTreeMap::new();
@@ -552,7 +557,7 @@ impl History {
             if self.position(*layout).is_none() {
                 continue;
             }
-            if is_simple(*layout) {
+            if self.is_simple(*layout) {
                 // Nothing is below it to be level with.
                 let mark = Mark { synced: Parts::default(), closed: mark.closed.clone() };
                 if !mark.closed.is_empty() {

@@ -268,6 +268,32 @@ fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_kno
 }
 
 #[test]
+fn what_was_compared_for_a_config_that_is_anothers_by_now_is_noted_under_that() {
+    let first = History::new(layout(&[1; 5], 1));
+    let mut more = members(&[1; 8], 1, 0);
+    more.retain(|member| first.head().member(member.uid).is_none());
+    let side = |at: usize| first.with_child(child(&first, Change::Add(more[at].clone()))).unwrap();
+    let (one, two, three) = (side(0), side(1), side(2));
+    let less = one.join(&two).unwrap();
+    let all = three.join(&two).unwrap().join(&one).unwrap();
+    let mut renamed = 0;
+    for member in all.head().members() {
+        // It began to compare before it heard of the merge of less, and has done so after.
+        let tasks = all.to_sync(member.uid);
+        let done = all.join(&less).unwrap().with_synced(member.uid, &tasks);
+        let of_less = |((layout, ..), _): (&(LayoutId, _, _), _)| *layout == less.head().id();
+        renamed += done.marks().iter().filter(|it| of_less(*it)).count();
+        // Whoever is told of it notes the same: else the two would exchange layouts for ever.
+        let (layouts, settled) = (done.layouts().to_vec(), done.settled().clone());
+        let (marks, left) = (done.marks().clone(), done.left().clone());
+        let told = History::from_parts(layouts, settled, marks, left, done.control()).unwrap();
+        assert_eq!(told, done);
+        assert_eq!(told.join(&done).unwrap(), done.join(&told).unwrap());
+    }
+    assert!(renamed > 0, "it has replicas of its own somewhere");
+}
+
+#[test]
 fn a_copy_of_a_lost_replica_does_not_make_a_config_readable() {
     let mut tuned = keyspace("default", 3);
     (tuned.r, tuned.w) = (1, 3);
