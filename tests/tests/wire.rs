@@ -172,7 +172,7 @@ fn a_large_request_is_refused_in_words_and_its_connection_goes_on() {
         let key = format!("k{number}").into_bytes().into();
         async move { kv.put(PutRequest { key, value, ..Default::default() }).await }
     };
-    // More than HTTP/2 forgives of requests that are answered before they are heard.
+    // Refused before they are heard, they must not be errors of the connection.
     let outcomes = cluster.block_on(futures_util::future::join_all((0..200).map(put)));
     for outcome in outcomes {
         let refused = outcome.unwrap_err();
