@@ -6,6 +6,7 @@ use kvd::{certs, dev, server, telemetry};
 use std::process::ExitCode;
 
 /// Some hundredths less time for a request than with the system's, and what a flood took is given back.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
