@@ -319,49 +319,61 @@ impl Session {
         }
     }
 
-    /// One node after the other, until one answers. In doubt if any try was.
+    /// One node after the other, until one answers. In doubt if any try was. Who cannot be connected
+    /// to was not asked: that is no try, of a client that knows several.
     async fn try_in_turn(&mut self, request: &mut Request) -> (Vec<String>, Result<Reply, Failed>) {
         let Options { tries, deadline, .. } = self.shared.options;
         let (count, until) = (self.shared.nodes.len(), Instant::now() + deadline);
         let first = self.rng.below(count);
         let (mut asked, mut failed) = (Vec::new(), Failed { why: String::new(), in_doubt: false });
-        for turn in 0..tries {
-            let node = (first + turn as usize) % count;
-            asked.push(self.shared.nodes[node].0.clone());
-            let patience = until.saturating_duration_since(Instant::now()) / (tries - turn);
-            match self.try_on(node, request, patience).await {
+        let mut left = tries;
+        for turn in 0..count.max(tries as usize) {
+            let node = (first + turn) % count;
+            let patience = until.saturating_duration_since(Instant::now()) / left;
+            let tried = match self.connected(node, patience).await {
+                Ok(client) => {
+                    asked.push(self.shared.nodes[node].0.clone());
+                    left -= 1;
+                    self.try_on(node, &client, request, patience).await
+                }
+                Err(why) => Err(Failed { why, in_doubt: false }),
+            };
+            match tried {
                 Ok(reply) => return (asked, Ok(reply)),
                 Err(Failed { why, in_doubt }) => {
                     failed.in_doubt |= in_doubt;
                     failed.why += &format!("{}: {why}; ", self.shared.nodes[node].0);
                 }
             }
+            if left == 0 {
+                break;
+            }
         }
         (asked, Err(failed))
+    }
+
+    async fn connected(&mut self, node: usize, patience: Duration) -> Result<Client, String> {
+        if let Some(client) = self.clients.get(&node) {
+            return Ok(client.clone());
+        }
+        let address = [self.shared.nodes[node].1.clone()];
+        let client = Client::connect_by(&self.shared.options.dial, &address, patience).await;
+        let client = client.map_err(|error| error.to_string())?;
+        self.clients.insert(node, client.clone());
+        Ok(client)
     }
 
     async fn try_on(
         &mut self,
         node: usize,
+        client: &Client,
         request: &mut Request,
         patience: Duration,
     ) -> Result<Reply, Failed> {
         let until = tokio::time::Instant::now() + patience;
-        let client = match self.clients.get(&node) {
-            Some(client) => client.clone(),
-            None => {
-                let address = [self.shared.nodes[node].1.clone()];
-                let dial = &self.shared.options.dial;
-                let connected = Client::connect_by(dial, &address, patience).await;
-                let client = connected
-                    .map_err(|error| Failed { why: error.to_string(), in_doubt: false })?;
-                self.clients.insert(node, client.clone());
-                client
-            }
-        };
         let left = until.saturating_duration_since(tokio::time::Instant::now());
         request.give(left - left / WAY_BACK);
-        match tokio::time::timeout_at(until, request.send(&client)).await {
+        match tokio::time::timeout_at(until, request.send(client)).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(status)) => {
                 let told = detail(&status);

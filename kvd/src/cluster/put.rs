@@ -448,6 +448,10 @@ async fn coordinate_here(
                 put.finish_behind_the_answer();
                 return Ok(reply);
             }
+            // Who was away when it set out may be back, and make up for who has gone since.
+            End::Unmet if put.has_others_to_ask() => {
+                steps = put.begin_again(None, own_disk.clone()).await?;
+            }
             End::Unmet => return Err(put.unmet()),
             // Somebody knows of replicas that this write does not: they have to have it too.
             End::Stale(with) => steps = put.begin_again(with, own_disk.clone()).await?,
@@ -580,6 +584,15 @@ impl Put {
             };
             end = self.take(steps);
         }
+    }
+
+    /// Whether there is time, and a replica that was not asked, and takes puts now.
+    fn has_others_to_ask(&self) -> bool {
+        let takes_puts = |uid: &Uid| {
+            let peer = self.checked.cluster.peers.get(uid);
+            !self.sent.contains(uid) && peer.is_some_and(|peer| peer.takes_puts())
+        };
+        clock::now() < self.checked.deadline && self.homes.iter().any(takes_puts)
     }
 
     /// Whether this node has learned of no other replicas since the write set out. Were it not

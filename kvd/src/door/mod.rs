@@ -207,8 +207,11 @@ impl Door {
                 let moves = taken.is_node != is_member;
                 // Where it is served, its timers are too.
                 threads.spawn(async move {
-                    if let Ok(incoming) = door.guarded(taken, moves) {
-                        let _ = room.send(Ok(incoming)).await; // the node may be stopping
+                    match door.guarded(taken, moves) {
+                        Ok(incoming) => drop(room.send(Ok(incoming)).await), // or the node stops
+                        Err(error) => {
+                            door.told.tell(&address.to_string(), &format!("is lost: {error}"));
+                        }
                     }
                 });
             });
