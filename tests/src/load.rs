@@ -332,9 +332,12 @@ impl Session {
             let patience = until.saturating_duration_since(Instant::now()) / left;
             let tried = match self.connected(node, patience).await {
                 Ok(client) => {
-                    asked.push(self.shared.nodes[node].0.clone());
-                    left -= 1;
-                    self.try_on(node, &client, request, patience).await
+                    let tried = self.try_on(node, &client, request, patience).await;
+                    if !tried.as_ref().is_err_and(Failed::is_refused_by_the_system) {
+                        asked.push(self.shared.nodes[node].0.clone());
+                        left -= 1;
+                    }
+                    tried
                 }
                 Err(why) => Err(Failed { why, in_doubt: false }),
             };
@@ -391,6 +394,13 @@ impl Session {
                 Err(Failed { why, in_doubt: request.is_write() })
             }
         }
+    }
+}
+
+impl Failed {
+    /// A connection of before was lost, and there is nobody to connect to anew.
+    fn is_refused_by_the_system(&self) -> bool {
+        self.why == "Connection refused"
     }
 }
 

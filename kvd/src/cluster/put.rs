@@ -279,8 +279,12 @@ impl Checked {
     /// Whether it may wait for nodes that have just been made members, as long as there is time to
     /// tell the client that they did not come.
     fn may_wait(&self) -> bool {
-        let left = self.deadline.saturating_duration_since(clock::now());
-        left > self.started.elapsed() && self.cluster.peers.values().any(|peer| peer.is_new())
+        self.has_time() && self.cluster.peers.values().any(|peer| peer.is_new())
+    }
+
+    /// Whether less than half of its time is over.
+    fn has_time(&self) -> bool {
+        self.deadline.saturating_duration_since(clock::now()) > self.started.elapsed()
     }
 
     /// Who has a part in it, by the layouts as they are known.
@@ -586,13 +590,14 @@ impl Put {
         }
     }
 
-    /// Whether there is time, and a replica that was not asked, and takes puts now.
+    /// Whether there is a replica that was not asked, and takes puts now or is just being linked to,
+    /// and time to tell the client if that does not help.
     fn has_others_to_ask(&self) -> bool {
-        let takes_puts = |uid: &Uid| {
+        let may_come = |uid: &Uid| {
             let peer = self.checked.cluster.peers.get(uid);
-            !self.sent.contains(uid) && peer.is_some_and(|peer| peer.takes_puts())
+            !self.sent.contains(uid) && peer.is_some_and(|it| it.takes_puts() || it.is_new())
         };
-        clock::now() < self.checked.deadline && self.homes.iter().any(takes_puts)
+        self.checked.has_time() && self.homes.iter().any(may_come)
     }
 
     /// Whether this node has learned of no other replicas since the write set out. Were it not
