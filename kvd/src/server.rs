@@ -126,7 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(kv_server::SERVICE_NAME, ServingStatus::Serving).await;
     let whereabouts = Whereabouts::of(Arc::clone(&node));
-    whereabouts.look().await; // before the first of them comes
+    whereabouts.first_look().await;
     node.spawn(Arc::clone(&whereabouts).run());
     let door = Door::new(tls, config.limits, whereabouts.clone());
     let _ = node.security.door.set(Arc::clone(&door)); // it has none yet

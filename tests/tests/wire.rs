@@ -33,7 +33,6 @@ fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
         cluster.wait_until_up(via, &["n1", "n2", "n3"]);
     }
     let (recorded, large) = talks(&cluster);
-    assert!(recorded.iter().any(|said| said.len() > 1000), "something was recorded");
     let addresses: Vec<String> = cluster.nodes.iter().map(|node| node.address.clone()).collect();
     let options = Options { per_second: Some(200), ..Options::default() };
     let before = {

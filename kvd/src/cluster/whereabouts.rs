@@ -51,6 +51,12 @@ impl Whereabouts {
         Arc::new(Self { node, known: Mutex::default(), names: Mutex::default() })
     }
 
+    /// Looks names up before anybody comes. Whom this does not find in time is found by [`Self::run`]:
+    /// a node must not be kept from its work by a server of names.
+    pub async fn first_look(&self) {
+        let _ = tokio::time::timeout(LOOKUP_MAX, self.look()).await;
+    }
+
     /// Looks names up, as long as the node runs.
     pub async fn run(self: Arc<Self>) {
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -61,7 +67,7 @@ impl Whereabouts {
     }
 
     /// Looks up the names that are due: new ones, old ones, and those that were not found.
-    pub async fn look(&self) {
+    async fn look(&self) {
         let Ok(cluster) = self.node.cluster() else { return };
         let addresses = cluster.peers.values().map(|peer| &peer.address);
         let named: HashSet<&String> =

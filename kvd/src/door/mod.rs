@@ -43,6 +43,9 @@ const NODE_HANDSHAKES_MAX: usize = 256;
 /// Of those, of one address: who does not mean to end his keeps nobody else out.
 const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 
+/// In the clear a member's address has so many connections more than any other may have: its links.
+const LINKS_PER_ADDRESS_MAX: usize = 256;
+
 /// Connections that were taken in and are not served yet.
 const ACCEPTED_MAX: usize = 64;
 
@@ -218,7 +221,7 @@ impl Door {
         }
     }
 
-    /// Takes one in, and says whether it counts as a node; or says why not.
+    /// Sees a handshake through, and finds a place for the connection; or says why not.
     async fn take(
         self: &Arc<Self>,
         stream: std::net::TcpStream,
@@ -282,8 +285,7 @@ impl Door {
     }
 
     /// A place for one more connection. A node that its certificate tells always has one: there are
-    /// as many as members. In the clear a member's address has as many as any and so many more,
-    /// beside those of clients.
+    /// as many as members. In the clear those of a member's address are counted beside those of clients.
     fn place(self: &Arc<Self>, address: IpAddr, is_node: bool) -> Result<Option<Place>, String> {
         if is_node && self.tls.is_some() {
             return Ok(None);
@@ -296,7 +298,7 @@ impl Door {
             })?),
         };
         let (tally, most) = match (is_node, self.limits.connections_per_address) {
-            (true, most) => (&self.nodes_of, most + NODE_HANDSHAKES_MAX),
+            (true, most) => (&self.nodes_of, most + LINKS_PER_ADDRESS_MAX),
             (false, most) => (&self.clients_of, most),
         };
         match tally.one_more(address, most) {

@@ -229,8 +229,8 @@ fn of_two_words_of_a_node_the_later_counts() {
     }
 }
 
-#[test]
-fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_know() {
+/// A history, with two changes of it merged, and with three by somebody who has not heard of that.
+fn merges() -> (History, History, History) {
     let first = History::new(layout(&[1; 5], 1));
     let mut more = members(&[1; 8], 1, 0);
     more.retain(|member| first.head().member(member.uid).is_none());
@@ -238,6 +238,12 @@ fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_kno
     let (one, two, three) = (side(0), side(1), side(2));
     let less = one.join(&two).unwrap();
     let all = three.join(&two).unwrap().join(&one).unwrap();
+    (first, less, all)
+}
+
+#[test]
+fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_know() {
+    let (first, less, all) = merges();
     assert!(!all.knows(less.head().id()));
     let replica = less.join(&all).unwrap();
     assert_eq!(replica.head().id(), all.head().id());
@@ -269,13 +275,7 @@ fn a_merge_of_more_does_not_stand_for_a_merge_of_less_that_its_maker_did_not_kno
 
 #[test]
 fn what_was_compared_for_a_config_that_is_anothers_by_now_is_noted_under_that() {
-    let first = History::new(layout(&[1; 5], 1));
-    let mut more = members(&[1; 8], 1, 0);
-    more.retain(|member| first.head().member(member.uid).is_none());
-    let side = |at: usize| first.with_child(child(&first, Change::Add(more[at].clone()))).unwrap();
-    let (one, two, three) = (side(0), side(1), side(2));
-    let less = one.join(&two).unwrap();
-    let all = three.join(&two).unwrap().join(&one).unwrap();
+    let (_, less, all) = merges();
     let mut renamed = 0;
     for member in all.head().members() {
         // It began to compare before it heard of the merge of less, and has done so after.
