@@ -6,6 +6,7 @@ use bytes::Bytes;
 use proto::client::Client;
 use proto::v1::PutRequest;
 use std::ops::Range;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -62,6 +63,23 @@ pub fn quantile_ms(sorted_us: &[u64], q: f64) -> f64 {
 pub fn number_from_env(name: &str, or: u64) -> u64 {
     let given = std::env::var(name).ok();
     given.map_or(or, |given| given.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+}
+
+/// Nodes on the first core, this process on the others: else what it does would be taken from what
+/// they can do, and it would see its own delays. Where that cannot be it says so.
+pub fn keep_apart(nodes: &[u32]) {
+    let pin = |cores: &str, pid: u32| {
+        let pinned = Command::new("taskset").args(["-acp", cores, &pid.to_string()]).output();
+        pinned.is_ok_and(|output| output.status.success())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let others = format!("1-{}", cores - 1);
+    let apart =
+        cores > 1 && nodes.iter().all(|pid| pin("0", *pid)) && pin(&others, std::process::id());
+    match apart {
+        true => println!("nodes have one core, this process the other {}", cores - 1),
+        false => println!("nodes and this process share the cores"),
+    }
 }
 
 /// Microseconds of processor time that a process has used so far.
