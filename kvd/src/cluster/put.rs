@@ -452,11 +452,10 @@ async fn coordinate_here(
                 put.finish_behind_the_answer();
                 return Ok(reply);
             }
-            // Who was away when it set out may be back, and make up for who has gone since.
-            End::Unmet if put.has_others_to_ask() => {
-                steps = put.begin_again(None, own_disk.clone()).await?;
-            }
-            End::Unmet => return Err(put.unmet()),
+            End::Unmet => match put.who_is_back().await {
+                Some(home) => steps = put.write.is_back(home),
+                None => return Err(put.unmet()),
+            },
             // Somebody knows of replicas that this write does not: they have to have it too.
             End::Stale(with) => steps = put.begin_again(with, own_disk.clone()).await?,
         }
@@ -590,14 +589,22 @@ impl Put {
         }
     }
 
-    /// Whether there is a replica that was not asked, and takes puts now or is just being linked to,
-    /// and time to tell the client if that does not help.
-    fn has_others_to_ask(&self) -> bool {
-        let may_come = |uid: &Uid| {
-            let peer = self.checked.cluster.peers.get(uid);
-            !self.sent.contains(uid) && peer.is_some_and(|it| it.takes_puts() || it.is_new())
-        };
-        self.checked.has_time() && self.homes.iter().any(may_come)
+    /// A home that was not asked and takes puts now, once that is so, as long as one is just being linked
+    /// to and there is time to tell the client if it does not help.
+    async fn who_is_back(&mut self) -> Option<Uid> {
+        while self.checked.has_time() {
+            let away = self.homes.iter().filter(|uid| !self.sent.contains(uid));
+            let peers = &self.checked.cluster.peers;
+            let away: Vec<_> = away.filter_map(|uid| Some((*uid, peers.get(uid)?))).collect();
+            if let Some((home, _)) = away.iter().find(|(_, peer)| peer.takes_puts()) {
+                return Some(*home);
+            }
+            if !away.iter().any(|(_, peer)| peer.is_new()) {
+                return None;
+            }
+            tokio::time::sleep(LINK_PAUSE).await;
+        }
+        None
     }
 
     /// Whether this node has learned of no other replicas since the write set out. Were it not

@@ -46,7 +46,8 @@ impl WriteSpec {
     }
 }
 
-/// What the caller is to do next. `Answer` or `Fail` comes exactly once.
+/// What the caller is to do next. `Answer` or `Fail` comes exactly once, and once more after a `Fail`
+/// for each home that [`Write::is_back`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WriteStep {
     /// Send the object to this replica.
@@ -157,9 +158,27 @@ impl Write {
         } else {
             self.stand_in(home)
         };
+        steps.extend(self.fail_if_hopeless());
+        steps
+    }
+
+    /// Once some set cannot have its W any more.
+    fn fail_if_hopeless(&mut self) -> Vec<WriteStep> {
         let possible = |set: &WriteSet| self.count(set, true) >= usize::from(set.needed);
-        if !self.spec.sets.iter().all(possible) {
-            steps.extend(self.end(WriteStep::Fail));
+        if self.spec.sets.iter().all(possible) { Vec::new() } else { self.end(WriteStep::Fail) }
+    }
+
+    /// A home that was believed down is up: it is sent the object too. So it may make up for one that
+    /// failed since, and a write that failed goes on if its word can help.
+    pub fn is_back(&mut self, home: Uid) -> Vec<WriteStep> {
+        if !self.spec.down.remove(&home) || self.waiting.contains_key(&home) {
+            return Vec::new();
+        }
+        self.waiting.insert(home, None);
+        let mut steps = vec![WriteStep::Send(home)];
+        if !self.is_met() {
+            self.ended = false;
+            steps.extend(self.fail_if_hopeless());
         }
         steps
     }
@@ -298,6 +317,26 @@ mod tests {
     }
 
     #[test]
+    fn a_home_that_is_back_makes_up_for_one_that_failed_since() {
+        let (mut write, steps) = Write::start(spec(2, Mode::Strict, &[C], &[])).unwrap();
+        assert_eq!(steps, [WriteStep::Send(B), WriteStep::KeepHint(C)]);
+        write.ack(A);
+        assert_eq!(write.fail(B), [WriteStep::KeepHint(B), WriteStep::Fail]);
+        assert_eq!(write.is_back(B), [], "it was asked, and failed");
+        assert_eq!(write.is_back(C), [WriteStep::Send(C)]);
+        assert_eq!(write.is_back(C), [], "it is sent the object once");
+        assert_eq!(write.ack(C), [WriteStep::Answer]);
+        // One that cannot help enough leaves it failed; one after the answer changes nothing.
+        let (mut write, _) = Write::start(spec(3, Mode::Sloppy, &[C], &[F])).unwrap();
+        assert_eq!(write.fail(B), [WriteStep::KeepHint(B), WriteStep::Fail]);
+        assert_eq!(write.is_back(C), [WriteStep::Send(C), WriteStep::Fail]);
+        let (mut write, _) = Write::start(spec(1, Mode::Strict, &[C], &[])).unwrap();
+        assert_eq!(write.ack(A), [WriteStep::Answer]);
+        assert_eq!(write.is_back(C), [WriteStep::Send(C)]);
+        assert_eq!(write.ack(C), []);
+    }
+
+    #[test]
     fn with_no_home_up_a_fallback_coordinates_and_keeps_the_hints() {
         let mut spec = spec(1, Mode::Sloppy, &[A, B, C], &[F]);
         spec.coordinator = Uid(99);
@@ -366,7 +405,7 @@ mod tests {
         fn whatever_comes_in_whatever_order(
             n in 1u8..=5, w in 1u8..=5, strict in any::<bool>(),
             down in any::<u8>(), fallbacks in 0u128..4,
-            moves in prop::collection::vec((0u128..14, any::<bool>()), 0..40)
+            moves in prop::collection::vec((0u128..14, 0u8..3), 0..40)
         ) {
             let w = w.min(n);
             let homes: Vec<Uid> = (0..u128::from(n)).map(Uid).collect();
@@ -384,8 +423,8 @@ mod tests {
             };
             let mut sent = BTreeSet::from([homes[0]]);
             let mut acked = BTreeSet::new();
-            let mut ends = 0;
-            for (node, ok) in moves.into_iter().map(Some).chain([None]).map(|m| m.unwrap_or((99, false))) {
+            let (mut ends, mut answers, mut returned) = (0, 0, 0);
+            for (node, what) in moves.into_iter().map(Some).chain([None]).map(|m| m.unwrap_or((99, 0))) {
                 for step in std::mem::take(&mut steps) {
                     match step {
                         WriteStep::Send(to) => prop_assert!(sent.insert(to) && homes.contains(&to)),
@@ -396,7 +435,7 @@ mod tests {
                             prop_assert!(homes.contains(&home) && home != homes[0]);
                         }
                         WriteStep::Answer => {
-                            ends += 1;
+                            (ends, answers) = (ends + 1, answers + 1);
                             prop_assert!(acked.len() >= usize::from(w));
                         }
                         WriteStep::Fail => ends += 1,
@@ -406,15 +445,23 @@ mod tests {
                     break;
                 }
                 let node = Uid(node);
-                if ok && write.waiting.contains_key(&node) {
-                    acked.insert(node);
-                }
-                steps = if ok { write.ack(node) } else { write.fail(node) };
+                steps = match what {
+                    0 => write.fail(node),
+                    1 => {
+                        if write.waiting.contains_key(&node) {
+                            acked.insert(node);
+                        }
+                        write.ack(node)
+                    }
+                    _ => write.is_back(node),
+                };
+                returned += usize::from(what == 2 && !steps.is_empty());
             }
-            ends += steps.iter().filter(|s| matches!(s, WriteStep::Answer | WriteStep::Fail)).count();
-            let end = |s: &&WriteStep| matches!(s, WriteStep::Answer | WriteStep::Fail);
-            ends += write.expire().iter().filter(end).count();
-            prop_assert_eq!(ends, 1, "a write ends exactly once");
+            steps.extend(write.expire());
+            let of = |end| steps.iter().filter(|step| **step == end).count();
+            (ends, answers) = (ends + of(WriteStep::Answer) + of(WriteStep::Fail), answers + of(WriteStep::Answer));
+            prop_assert!((1..=1 + returned).contains(&ends), "{} ends, {} came back", ends, returned);
+            prop_assert!(answers <= 1, "a client is answered once");
         }
     }
 }
