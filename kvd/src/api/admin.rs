@@ -88,7 +88,7 @@ impl AdminService {
             }
             outcome
         });
-        work.await.unwrap_or_else(|_| Err(Status::unavailable("the node is stopping")))
+        work.await.unwrap_or_else(|_| Err(proto::error::status(&errors::stopped_midway())))
     }
 
     /// The same of what is looked at, or changed if `acts`.

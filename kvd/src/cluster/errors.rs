@@ -42,6 +42,16 @@ pub fn draining() -> Failure {
     not_applied(draining)
 }
 
+/// The node ended while it was at what an operator asked for.
+pub fn stopped_midway() -> Failure {
+    let mut stopped = failure(ErrorCode::Draining, "this node shut down", "it was at work on this");
+    stopped.outcome = Outcome::Unknown.into();
+    stopped.state = "it may be done, and may not (outcome: unknown)".into();
+    stopped.advice =
+        "another node, how things are (kvctl status, kvctl ops list); then ask again".into();
+    stopped
+}
+
 /// An operator wants the node to take no client requests.
 pub fn drained() -> Failure {
     let mut draining =
