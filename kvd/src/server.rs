@@ -43,8 +43,9 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// large is refused in words rather than by the transport.
 const CLIENT_REQUEST_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Streams one connection may have open. One more waits at the client.
-const STREAMS_MAX: u32 = 256;
+/// Streams one connection may have open: half of what a node takes at least, so that there is room for
+/// another's. One more waits at the client.
+const STREAMS_MAX: u32 = 128;
 
 /// Headers of one request, bytes.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;

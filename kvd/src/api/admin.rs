@@ -29,7 +29,7 @@ use proto::v1::{
 use sha2::{Digest, Sha256};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -297,9 +297,10 @@ impl Admin for AdminService {
         request: Request<ReadCopyRequest>,
     ) -> Result<Response<ReadCopyReply>, Status> {
         access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
-        let _admitted = coordinator::admit(&self.node)
+        let admitted = coordinator::admit(&self.node)
             .map_err(|refused| proto::error::status(&errors::of_a_read(refused)))?;
-        respond(read_copy(&self.node, request.into_inner()).await)
+        let until = deadline(admitted.since, 0);
+        respond(read_copy(&self.node, request.into_inner(), until).await)
     }
 }
 
@@ -360,7 +361,11 @@ fn locate(node: &Node, request: LocateRequest) -> Result<LocateReply, Failure> {
     })
 }
 
-async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCopyReply, Failure> {
+async fn read_copy(
+    node: &Arc<Node>,
+    request: ReadCopyRequest,
+    until: Instant,
+) -> Result<ReadCopyReply, Failure> {
     let cluster = node.cluster()?;
     let keyspace = coordinator::keyspace(&cluster, &request.keyspace)?;
     let key = Key::new(keyspace.id(), request.key).map_err(|error| errors::key(&error))?;
@@ -369,11 +374,11 @@ async fn read_copy(node: &Arc<Node>, request: ReadCopyRequest) -> Result<ReadCop
         name => cluster.layout.member_named(name).ok_or_else(|| errors::node_unknown(name))?.uid,
     };
     let name = cluster.name_of(on);
-    let copy =
-        coordinator::read_copy(node, &cluster, (Lane::Requests, on), &key, None, deadline(0)).await;
+    let lane = (Lane::Requests, on);
+    let copy = coordinator::read_copy(node, &cluster, lane, &key, None, until).await;
     let copy = copy.map_err(|error| errors::node_unreachable(&name, &error.text()))?;
     let records = copy.object.siblings().values().cloned().collect();
-    let values = value::show(&key, records, deadline(0)).await?;
+    let values = value::show(&key, records, until).await?;
     Ok(copy_reply(name, &copy.object, values))
 }
 

@@ -1,13 +1,16 @@
 //! What applications call.
 
 use super::respond;
-use crate::cluster::{Node, get, put, scan};
+use crate::cluster::coordinator::{self, Admitted};
+use crate::cluster::errors::Failure;
+use crate::cluster::{Node, errors, get, put, scan};
 use crate::door::access::{self, Right};
 use proto::v1::kv_server::Kv;
 use proto::v1::{
     DeleteRequest, GetReply, GetRequest, PutRequest, ScanReply, ScanRequest, WriteReply,
 };
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Request, Response, Status};
 
 /// Serves `kvd.v1.Kv`.
@@ -16,28 +19,61 @@ pub struct KvService {
     pub node: Arc<Node>,
 }
 
+/// What a request holds while it is worked on.
+struct Place<'a> {
+    admitted: Admitted<'a>,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl KvService {
+    /// Refuses what its sender may not do, and what is too much. The rest waits until enough of what
+    /// came before it by the same connection is done.
+    async fn admit<T>(
+        &self,
+        request: &Request<T>,
+        right: Right,
+        keyspace: &str,
+    ) -> Result<Place<'_>, Status> {
+        access::check(&self.node, request, right, keyspace)?;
+        let refused = |failure: Failure| {
+            coordinator::count_failure(&self.node, &failure);
+            let is_read = right == Right::Read;
+            let failure = if is_read { errors::of_a_read(failure) } else { failure };
+            proto::error::status(&failure)
+        };
+        let admitted = coordinator::admit(&self.node).map_err(refused)?;
+        let Some(session) = access::session(request) else {
+            return Ok(Place { admitted, _turn: None });
+        };
+        let turn = session.turn().await.ok_or_else(|| {
+            refused(errors::overloaded("what this connection asked for before takes too long"))
+        })?;
+        Ok(Place { admitted, _turn: Some(turn) })
+    }
+}
+
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
-        respond(get::get(&self.node, request.into_inner()).await)
+        let place = self.admit(&request, Right::Read, &request.get_ref().keyspace).await?;
+        respond(get::get(&self.node, request.into_inner(), place.admitted.since).await)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<WriteReply>, Status> {
-        access::check(&self.node, &request, Right::Write, &request.get_ref().keyspace)?;
-        respond(put::put(&self.node, request.into_inner()).await)
+        let place = self.admit(&request, Right::Write, &request.get_ref().keyspace).await?;
+        respond(put::put(&self.node, request.into_inner(), place.admitted.since).await)
     }
 
     async fn delete(
         &self,
         request: Request<DeleteRequest>,
     ) -> Result<Response<WriteReply>, Status> {
-        access::check(&self.node, &request, Right::Write, &request.get_ref().keyspace)?;
-        respond(put::delete(&self.node, request.into_inner()).await)
+        let place = self.admit(&request, Right::Write, &request.get_ref().keyspace).await?;
+        respond(put::delete(&self.node, request.into_inner(), place.admitted.since).await)
     }
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
-        access::check(&self.node, &request, Right::Read, &request.get_ref().keyspace)?;
-        respond(scan::scan(&self.node, request.into_inner()).await)
+        let place = self.admit(&request, Right::Read, &request.get_ref().keyspace).await?;
+        respond(scan::scan(&self.node, request.into_inner(), place.admitted.since).await)
     }
 }

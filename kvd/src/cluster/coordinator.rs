@@ -285,6 +285,8 @@ pub fn wire_dot(dot: Dot) -> v1::Dot {
 
 /// A place among the requests under way.
 pub struct Admitted<'a> {
+    /// When it was taken.
+    pub since: Instant,
     node: &'a Node,
     _place: tokio::sync::SemaphorePermit<'a>,
 }
@@ -299,7 +301,7 @@ impl Drop for Admitted<'_> {
 pub fn admit(node: &Node) -> Result<Admitted<'_>, Failure> {
     has_place(node)?;
     let place = node.requests.try_acquire().map_err(|_| overloaded())?;
-    Ok(Admitted { node, _place: place })
+    Ok(Admitted { since: clock::now(), node, _place: place })
 }
 
 /// Whether there is one now; why not.
@@ -320,6 +322,7 @@ fn overloaded() -> Failure {
     errors::overloaded("more requests are under way than it answers in time")
 }
 
+/// Counts a failed request, if it is not the client's doing.
 pub fn count_failure(node: &Node, failure: &v1::ErrorDetail) {
     use v1::ErrorCode::{Internal, Overloaded, QuorumUnmet, StorageFailed};
     if matches!(failure.code(), QuorumUnmet | StorageFailed | Overloaded | Internal) {

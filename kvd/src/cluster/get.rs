@@ -1,8 +1,8 @@
 //! One client get: drives `dynamo::read` over the store and the peers. Any node coordinates it.
 
 use super::coordinator::{
-    Held, Known, admit, catch_up, count_failure, covers, is_of_layout, keyspace, mark_silent,
-    merge_here, merge_on, quickest_first, read_copy, read_hints, sibling,
+    Held, Known, catch_up, count_failure, covers, is_of_layout, keyspace, mark_silent, merge_here,
+    merge_on, quickest_first, read_copy, read_hints, sibling,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
@@ -31,11 +31,13 @@ const HEDGE_MAX: Duration = Duration::from_millis(200);
 /// Before a get begins anew though nothing new was learned.
 const LAYOUT_PAUSE: Duration = Duration::from_millis(10);
 
-/// Every live value of a key.
-pub async fn get(node: &Arc<Node>, request: GetRequest) -> Result<GetReply, Failure> {
-    let started = clock::now();
-    let _admitted = admit(node).map_err(errors::of_a_read)?;
-    let outcome = get_admitted(node, request, started).await.map_err(errors::of_a_read);
+/// Every live value of a key, asked for at `started`.
+pub async fn get(
+    node: &Arc<Node>,
+    request: GetRequest,
+    started: Instant,
+) -> Result<GetReply, Failure> {
+    let outcome = try_to_get(node, request, started).await.map_err(errors::of_a_read);
     node.stats.gets.add();
     match &outcome {
         Ok(reply) => {
@@ -49,12 +51,12 @@ pub async fn get(node: &Arc<Node>, request: GetRequest) -> Result<GetReply, Fail
     outcome
 }
 
-async fn get_admitted(
+async fn try_to_get(
     node: &Arc<Node>,
     request: GetRequest,
     started: Instant,
 ) -> Result<GetReply, Failure> {
-    let until = deadline(request.timeout_ms);
+    let until = deadline(started, request.timeout_ms);
     loop {
         let mut get = Get::new(node, &request, started, until)?;
         match get.run().await {

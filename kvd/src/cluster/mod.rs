@@ -362,11 +362,11 @@ impl Cluster {
     }
 }
 
-/// When a request that says `timeout_ms` (0: nothing) must be answered.
-pub fn deadline(timeout_ms: u32) -> Instant {
+/// When a request that came at `since` and says `timeout_ms` (0: nothing) must be answered.
+pub fn deadline(since: Instant, timeout_ms: u32) -> Instant {
     let timeout = match timeout_ms {
         0 => DEADLINE_DEFAULT,
         ms => Duration::from_millis(ms.into()).min(DEADLINE_MAX),
     };
-    clock::now() + timeout
+    since + timeout
 }

@@ -41,35 +41,54 @@ const LINK_PAUSE: Duration = Duration::from_millis(20);
 /// Before a write sets out anew though nothing new was learned.
 const LAYOUT_PAUSE: Duration = Duration::from_millis(10);
 
-/// Stores a value.
-pub async fn put(node: &Arc<Node>, request: PutRequest) -> Result<WriteReply, Failure> {
-    let outcome = write(node, ClientWrite::Put(request), true).await;
+/// Stores a value, as was asked at `started`.
+pub async fn put(
+    node: &Arc<Node>,
+    request: PutRequest,
+    started: Instant,
+) -> Result<WriteReply, Failure> {
+    let outcome = of_a_client(node, ClientWrite::Put(request), started).await;
     node.stats.puts.add();
     outcome
 }
 
-/// Leaves a tombstone.
-pub async fn delete(node: &Arc<Node>, request: DeleteRequest) -> Result<WriteReply, Failure> {
-    let outcome = write(node, ClientWrite::Delete(request), true).await;
+/// Leaves a tombstone, as was asked at `started`.
+pub async fn delete(
+    node: &Arc<Node>,
+    request: DeleteRequest,
+    started: Instant,
+) -> Result<WriteReply, Failure> {
+    let outcome = of_a_client(node, ClientWrite::Delete(request), started).await;
     node.stats.deletes.add();
     outcome
 }
 
-/// Coordinates a write another node forwarded. It is not forwarded again: were two nodes to
-/// disagree about who is a replica, it would go round for ever.
+async fn of_a_client(
+    node: &Arc<Node>,
+    request: ClientWrite,
+    started: Instant,
+) -> Result<WriteReply, Failure> {
+    let outcome = write(node, request, true, started).await;
+    match &outcome {
+        Ok(_) => node.stats.put_latency.add(started.elapsed()),
+        Err(failure) => count_failure(node, failure),
+    }
+    outcome
+}
+
+/// Coordinates a write another node forwarded; the node the client spoke to counts it. It is not
+/// forwarded again: were two nodes to disagree about who is a replica, it would go round for ever.
 pub async fn coordinate(
     node: &Arc<Node>,
     write_call: CoordinateCall,
 ) -> Result<WriteReply, Failure> {
-    match write_call.write {
-        Some(coordinate_call::Write::Put(request)) => {
-            write(node, ClientWrite::Put(request), false).await
-        }
-        Some(coordinate_call::Write::Delete(request)) => {
-            write(node, ClientWrite::Delete(request), false).await
-        }
-        None => Err(errors::argument("the forwarded write is empty", "")),
-    }
+    let admitted = admit(node)?;
+    let request = match write_call.write {
+        Some(coordinate_call::Write::Put(request)) => ClientWrite::Put(request),
+        Some(coordinate_call::Write::Delete(request)) => ClientWrite::Delete(request),
+        None => return Err(errors::argument("the forwarded write is empty", "")),
+    };
+    write(node, request, false, admitted.since).await
 }
 
 /// A put or a delete, as it came.
@@ -99,24 +118,6 @@ struct Checked {
 }
 
 async fn write(
-    node: &Arc<Node>,
-    request: ClientWrite,
-    may_forward: bool,
-) -> Result<WriteReply, Failure> {
-    let started = clock::now();
-    let _admitted = admit(node)?;
-    let outcome = write_admitted(node, request, may_forward, started).await;
-    match &outcome {
-        Ok(_) if may_forward => node.stats.put_latency.add(started.elapsed()),
-        Ok(_) => {}
-        // The node the client spoke to counts it.
-        Err(failure) if may_forward => count_failure(node, failure),
-        Err(_) => {}
-    }
-    outcome
-}
-
-async fn write_admitted(
     node: &Arc<Node>,
     mut request: ClientWrite,
     may_forward: bool,
@@ -235,7 +236,7 @@ impl ClientWrite {
             seen,
             explain,
             started,
-            deadline: deadline(timeout_ms),
+            deadline: deadline(started, timeout_ms),
         })
     }
 

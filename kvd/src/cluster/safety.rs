@@ -2,6 +2,7 @@
 
 use super::errors::{self, Failure};
 use super::{Cluster, Node, deadline, view};
+use crate::clock;
 use crate::dynamo::history::History;
 use crate::dynamo::layout::{Change, Keyspace, Mode};
 use crate::dynamo::node::Uid;
@@ -129,7 +130,7 @@ pub async fn drain(node: &Arc<Node>, request: DrainRequest) -> Result<DrainReply
     let member = member.ok_or_else(|| errors::node_unknown(&request.node))?;
     let ask = DrainCall { on: request.on };
     let Some(peer) = cluster.peers.get(&member.uid) else { return Ok(drain_here(node, ask)) };
-    match peer.call(call::Body::Drain(ask), 0, deadline(0)).await {
+    match peer.call(call::Body::Drain(ask), 0, deadline(clock::now(), 0)).await {
         Ok(answer::Body::Drain(reply)) => Ok(reply),
         Ok(_) => Err(errors::internal("a node answered something else")),
         Err(error) => Err(errors::node_unreachable(&request.node, &error.text())),

@@ -1,6 +1,6 @@
 //! One page of a keyspace: partition by partition, each asked of R of its replicas and joined.
 
-use super::coordinator::{admit, keyspace, sibling};
+use super::coordinator::{keyspace, sibling};
 use super::errors::{self, Failure};
 use super::lane::CallError;
 use super::{Cluster, Node, deadline, documents, moves, value};
@@ -28,13 +28,20 @@ const LIMIT_MAX: u32 = 1024;
 /// A page ends once it holds so many bytes, its values as long as they were sent.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// One page, from the request's cursor on.
-pub async fn scan(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, Failure> {
-    scan_admitted(node, request).await.map_err(errors::of_a_read)
+/// One page, from the request's cursor on, asked for at `started`.
+pub async fn scan(
+    node: &Arc<Node>,
+    request: ScanRequest,
+    started: Instant,
+) -> Result<ScanReply, Failure> {
+    page(node, request, started).await.map_err(errors::of_a_read)
 }
 
-async fn scan_admitted(node: &Arc<Node>, request: ScanRequest) -> Result<ScanReply, Failure> {
-    let _admitted = admit(node)?;
+async fn page(
+    node: &Arc<Node>,
+    request: ScanRequest,
+    started: Instant,
+) -> Result<ScanReply, Failure> {
     let cluster = node.cluster()?;
     let keyspace = keyspace(&cluster, &request.keyspace)?.clone();
     let bits = cluster.layout.partition_bits();
@@ -55,7 +62,7 @@ async fn scan_admitted(node: &Arc<Node>, request: ScanRequest) -> Result<ScanRep
             limit => limit.min(LIMIT_MAX),
         } as usize,
         prefix: request.prefix,
-        deadline: deadline(request.timeout_ms),
+        deadline: deadline(started, request.timeout_ms),
         found: Vec::new(),
         bytes: 0,
         missing: BTreeSet::new(),

@@ -181,7 +181,8 @@ async fn heal(node: &Arc<Node>, stored_key: &[u8]) -> bool {
     for home in preference::homes(&cluster.layout, policy.n, key.token()) {
         if home != node.uid
             && let Ok(copy) =
-                read_copy(node, &cluster, (Lane::Bulk, home), &key, None, deadline(0)).await
+                read_copy(node, &cluster, (Lane::Bulk, home), &key, None, deadline(clock::now(), 0))
+                    .await
         {
             joined.merge(&copy.object);
         }

@@ -2,6 +2,7 @@
 
 use super::errors::{self, Failure};
 use super::{Cluster, Node, deadline};
+use crate::clock;
 use crate::dynamo::layout::Member;
 use proto::v1::{answer, call};
 use std::sync::Arc;
@@ -51,7 +52,7 @@ async fn ask_each<'a, T>(
         let (here, understand) = (&here, &understand);
         async move {
             let Some(peer) = peer else { return (member.name.clone(), Ok(here())) };
-            let outcome = match peer.call(body, 0, deadline(0)).await {
+            let outcome = match peer.call(body, 0, deadline(clock::now(), 0)).await {
                 Ok(answer) => understand(answer).ok_or_else(|| "answered something else".into()),
                 Err(error) => Err(error.text()),
             };

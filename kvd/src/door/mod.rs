@@ -22,6 +22,7 @@ use session::{Guarded, Session};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -45,6 +46,11 @@ const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 
 /// In the clear a member's address has so many connections more than any other may have: its links.
 const LINKS_PER_ADDRESS_MAX: usize = 256;
+
+/// Requests of one connection that are worked on at once, for each processor; and the least there are.
+/// So many wait at most before those that come after them by another connection.
+const AT_WORK_PER_PROCESSOR: usize = 8;
+const AT_WORK_MIN: usize = 16;
 
 /// Connections that were taken in and are not served yet.
 const ACCEPTED_MAX: usize = 64;
@@ -98,6 +104,8 @@ pub struct Door {
     tls: Option<Arc<Tls>>,
     limits: Limits,
     members: Arc<dyn Members>,
+    /// Requests of one connection that are worked on at once.
+    at_work_max: usize,
     client_handshakes: Arc<Semaphore>,
     node_handshakes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
@@ -114,10 +122,12 @@ pub type Incoming = Guarded<Either<TcpStream, tokio_rustls::server::TlsStream<Tc
 impl Door {
     /// A door that is not open yet.
     pub fn new(tls: Option<Arc<Tls>>, limits: Limits, members: Arc<dyn Members>) -> Arc<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         Arc::new(Self {
             tls,
             limits,
             members,
+            at_work_max: (AT_WORK_PER_PROCESSOR * processors).max(AT_WORK_MIN),
             client_handshakes: Arc::new(Semaphore::new(CLIENT_HANDSHAKES_MAX)),
             node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(limits.connections)),
@@ -209,14 +219,18 @@ impl Door {
                 };
                 let moves = taken.is_node != is_member;
                 // Where it is served, its timers are too.
-                threads.spawn(async move {
+                let goes_in = async move {
                     match door.guarded(taken, moves) {
                         Ok(incoming) => drop(room.send(Ok(incoming)).await), // or the node stops
                         Err(error) => {
                             door.told.tell(&address.to_string(), &format!("is lost: {error}"));
                         }
                     }
-                });
+                };
+                match moves {
+                    true => drop(threads.spawn(goes_in)),
+                    false => goes_in.await,
+                }
             });
         }
     }
@@ -246,7 +260,7 @@ impl Door {
             Some(tls) => tls.now().is_node(chain.as_deref().unwrap_or_default()),
             None => true,
         };
-        let session = Session::new(from, shows_node, chain, self.limits.age);
+        let session = Session::new(from, shows_node, chain, self.limits.age, self.at_work_max);
         let session = session.map_err(|error| error.to_string())?;
         let is_node = if self.tls.is_some() { shows_node } else { is_member };
         let place = self.place(from.ip().to_canonical(), is_node)?;

@@ -174,6 +174,7 @@ where
         if let Some(method) = request.uri().path().strip_prefix("/kvd.v1.Kv/")
             && let Err(refused) = coordinator::has_place(&self.node)
         {
+            coordinator::count_failure(&self.node, &refused);
             let is_read = method == "Get" || method == "Scan";
             let refused = if is_read { errors::of_a_read(refused) } else { refused };
             let held = Held::new(&self.room, &session);

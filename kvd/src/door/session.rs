@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
@@ -25,6 +26,9 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// One for which memory is held and that moves less than [`PACE_BYTES`] in so long ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
 const PACE_BYTES: u64 = 64 * 1024;
+
+/// A request waits so long for its turn. Then it is refused: there is still time to ask another node.
+const TURN_MAX: Duration = Duration::from_secs(1);
 
 /// After its age is over a connection may go on for so long with what is under way, and no longer than
 /// it was old.
@@ -58,6 +62,8 @@ pub struct Session {
     ended: Mutex<Option<&'static str>>,
     /// Nodes' links are watched by the nodes, and have bounds of their own.
     is_link: AtomicBool,
+    /// For what it asks to be worked on.
+    turns: Arc<Semaphore>,
 }
 
 struct Identity {
@@ -67,12 +73,13 @@ struct Identity {
 
 impl Session {
     /// One that begins. `is_node`: what its certificate says; where nothing is secured everybody may
-    /// be one.
+    /// be one. `at_work_max`: requests that have a turn at once.
     pub fn new(
         from: SocketAddr,
         is_node: bool,
         chain: Option<Vec<CertificateDer<'static>>>,
         age_max: Duration,
+        at_work_max: usize,
     ) -> io::Result<Arc<Self>> {
         let identity = match chain {
             Some(chain) if !chain.is_empty() => {
@@ -94,6 +101,7 @@ impl Session {
             written: AtomicU64::new(0),
             ended: Mutex::new(None),
             is_link: AtomicBool::new(false),
+            turns: Arc::new(Semaphore::new(at_work_max)),
         }))
     }
 
@@ -128,6 +136,15 @@ impl Session {
     /// It carries a node's link.
     pub fn carries_link(&self) {
         self.is_link.store(true, Ordering::Relaxed);
+    }
+
+    /// The turn of one of its requests, as long as it is held; none: it did not come in time.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let turns = Arc::clone(&self.turns);
+        if let Ok(turn) = Arc::clone(&turns).try_acquire_owned() {
+            return Some(turn);
+        }
+        tokio::time::timeout(TURN_MAX, turns.acquire_owned()).await.ok()?.ok()
     }
 
     /// It ends, at the latest in a second.
@@ -332,5 +349,23 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_shutdown(context);
         this.or_look(context, outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_has_its_turn_when_one_before_it_is_done_or_is_told_that_it_takes_too_long() {
+        let from = SocketAddr::from(([127, 0, 0, 1], 1));
+        let session = Session::new(from, false, None, Duration::MAX, 2).unwrap();
+        let (first, second) = (session.turn().await.unwrap(), session.turn().await.unwrap());
+        let began = clock::now();
+        assert!(session.turn().await.is_none() && began.elapsed() >= TURN_MAX);
+        let ((), third) = tokio::join!(async { drop(first) }, session.turn());
+        assert!(third.is_some());
+        drop((second, third));
+        assert_eq!(session.turns.available_permits(), 2, "who gave up holds none");
     }
 }
