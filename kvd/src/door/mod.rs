@@ -48,7 +48,7 @@ const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 const LINKS_PER_ADDRESS_MAX: usize = 256;
 
 /// Requests of one connection that are worked on at once, for each processor; and the least there are.
-/// So many wait at most before those that come after them by another connection.
+/// So many are before those that come after them by another connection, as a rule: see `Session::turn`.
 const AT_WORK_PER_PROCESSOR: usize = 8;
 const AT_WORK_MIN: usize = 16;
 
