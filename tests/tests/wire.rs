@@ -134,6 +134,30 @@ fn clients_are_served_by_threads_that_let_those_of_nodes_go_first() {
     }
 }
 
+#[test]
+fn members_that_are_known_by_names_are_told_by_the_addresses_these_lead_to() {
+    let cluster = Cluster::start_with(2, |node| {
+        let (_, port) = node.address.rsplit_once(':').unwrap();
+        node.env.push(("KVD_ADVERTISE", format!("localhost:{port}")));
+    });
+    let asked = &cluster.nodes[0];
+    let used = || client_threads(asked).iter().map(|(_, used)| used).sum::<u64>();
+    // Clients come from there too.
+    eventually("requests to be served by the threads of nodes", || {
+        let (client, before) = (cluster.client(0), used());
+        let get = |number: u32| {
+            let key = format!("k{number}").into_bytes().into();
+            let mut kv = client.kv();
+            async move { kv.get(GetRequest { key, ..Default::default() }).await }
+        };
+        for _ in 0..5 {
+            let gets = cluster.block_on(futures_util::future::join_all((0..100).map(get)));
+            assert!(gets.iter().all(Result::is_ok), "{gets:?}");
+        }
+        (used() <= before + 1).then_some(())
+    });
+}
+
 /// Connects, says something, and returns what is heard until the node closes the connection.
 fn until_closed(address: &str, says: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).unwrap();

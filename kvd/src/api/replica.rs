@@ -446,6 +446,10 @@ async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Bo
     let object = Object::decode(ask.object)
         .map_err(|error| errors::argument("the object is damaged", error.to_string()))?;
     coordinator::merge_here(node, &key, object).await?;
+    let is_foreign = coordinator::is_foreign(node, &key);
+    if is_foreign {
+        node.moves.has_stray();
+    }
     // Once it is stored: a layout learned before that may have this copy read elsewhere already.
     if let Some(newest) = documents::named(&ask.layout_id) {
         let sets = ask.sets.iter().filter_map(|id| documents::named(id)).collect();
@@ -457,7 +461,7 @@ async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Bo
         if covers != Coverage::Known {
             return Err(errors::write_stale());
         }
-    } else if coordinator::is_foreign(node, &key) {
+    } else if is_foreign {
         // It may be giving up its copies, and this one with them: whoever has it is not rid of it.
         return Err(errors::layout_stale());
     }

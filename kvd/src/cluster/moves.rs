@@ -85,6 +85,8 @@ pub struct Moves {
     /// When so many bytes came from whom, lately.
     received: Mutex<Vec<(Instant, Uid, u64)>>,
     pace: Mutex<Pace>,
+    /// A copy was stored that this node is to hold no more, since it was last looked for such.
+    has_stray: AtomicBool,
     /// Keyspaces that were dropped and of which nothing is left here.
     dropped: Mutex<BTreeSet<KeyspaceId>>,
     moved_at_ms: AtomicU64,
@@ -108,6 +110,7 @@ impl Default for Moves {
             waits: Mutex::default(),
             received: Mutex::default(),
             pace: Mutex::default(),
+            has_stray: AtomicBool::new(false),
             dropped: Mutex::default(),
             moved_at_ms: AtomicU64::new(0),
             keeps: Mutex::default(),
@@ -135,6 +138,12 @@ impl Moves {
     /// The layouts have changed, or how far somebody has come.
     pub fn look(&self) {
         self.wanted.notify_one();
+    }
+
+    /// A copy was stored, and this node is to hold none of it: else it would stay until the next look in
+    /// [`SWEEP_EVERY`].
+    pub fn has_stray(&self) {
+        self.has_stray.store(true, Ordering::Relaxed);
     }
 
     /// Without an order it fetches so many bytes a second at most.
@@ -237,13 +246,16 @@ pub async fn sweep(node: Arc<Node>) {
     loop {
         tokio::time::sleep(SWEEP_PAUSE).await;
         let is_open = node.cluster().is_ok_and(|cluster| !cluster.history.is_settled());
+        // A write that was under way when all was settled.
+        let has_stray = node.moves.has_stray.swap(false, Ordering::Relaxed);
+        has_moved |= is_open || has_stray;
         // Once more after all is settled.
-        let due =
-            swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY) || give_up::is_any_dropped(&node);
+        let due = has_stray
+            || swept.is_none_or(|at| at.elapsed() > SWEEP_EVERY)
+            || give_up::is_any_dropped(&node);
         if !is_open && !due {
             continue;
         }
-        has_moved |= is_open;
         match give_up::give_up_what_is_not_ours(&node, has_moved).await {
             Ok(()) if !is_open => {
                 node.moves.is_kept_by(None);
@@ -256,6 +268,7 @@ pub async fn sweep(node: Arc<Node>) {
             Err(why) => {
                 tracing::debug!(why, "what is held no more is not given up yet");
                 node.moves.is_kept_by(Some(why));
+                swept = None;
             }
         }
         node.moves.look();

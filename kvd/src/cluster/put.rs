@@ -4,8 +4,8 @@
 //! is not one forwards it.
 
 use super::coordinator::{
-    Known, admit, catch_up, count_failure, covers, hint_on, is_of_layout, keep_hint_here,
-    keeps_no_more, keyspace, mark_silent, merge_on, quickest_first, wire_dot,
+    Known, admit, catch_up, count_failure, covers, hint_on, is_foreign, is_of_layout,
+    keep_hint_here, keeps_no_more, keyspace, mark_silent, merge_on, quickest_first, wire_dot,
 };
 use super::errors::{self, Failure, Unmet};
 use super::lane::{CallError, Lane};
@@ -300,17 +300,24 @@ impl Checked {
         Known { newest: self.cluster.layout.id(), sets: parties.sets.clone().into() }
     }
 
+    /// Whether a replica takes this write: one with a full disk takes deletes.
+    fn is_taken_by(&self, peer: &Peer) -> bool {
+        match self.is_put() {
+            true => peer.takes_puts(),
+            false => peer.is_usable(),
+        }
+    }
+
+    fn is_put(&self) -> bool {
+        self.intent.record.value.is_some()
+    }
+
     /// What the write sets out with at this node.
     fn spec(&self, node: &Node, parties: &Parties) -> WriteSpec {
         let homes = &parties.homes;
-        let is_put = self.intent.record.value.is_some();
         let takes = |uid: &Uid| {
             let peer = self.cluster.peers.get(uid);
-            let takes = |peer: &Arc<Peer>| match is_put {
-                true => peer.takes_puts(),
-                false => peer.is_usable(),
-            };
-            peer.map_or(*uid == node.uid, takes)
+            peer.map_or(*uid == node.uid, |peer| self.is_taken_by(peer))
         };
         let is_home = homes.contains(&node.uid);
         let down: BTreeSet<Uid> =
@@ -394,8 +401,7 @@ async fn coordinate_here(
     mut checked: Checked,
     mut parties: Parties,
 ) -> Result<WriteReply, Failure> {
-    let is_put = checked.intent.record.value.is_some();
-    if is_put && node.disk_full.load(Ordering::Relaxed) {
+    if checked.is_put() && node.disk_full.load(Ordering::Relaxed) {
         return Err(errors::disk_full(&checked.cluster.name_of(node.uid)));
     }
     let (write, mut steps, stand_in_for) = loop {
@@ -454,13 +460,23 @@ async fn coordinate_here(
                 return Ok(reply);
             }
             End::Unmet => match put.who_is_back().await {
-                Some(home) => steps = put.write.is_back(home),
-                None => return Err(put.unmet()),
+                Back::Home(home) => steps = put.write.is_back(home),
+                Back::Maybe => steps = put.begin_again(None, own_disk.clone()).await?,
+                Back::Nobody => return Err(put.unmet()),
             },
             // Somebody knows of replicas that this write does not: they have to have it too.
             End::Stale(with) => steps = put.begin_again(with, own_disk.clone()).await?,
         }
     }
+}
+
+/// Who may make up for replicas that failed.
+enum Back {
+    /// This home, which was not asked.
+    Home(Uid),
+    /// Whoever the layouts have as replicas by now.
+    Maybe,
+    Nobody,
 }
 
 /// How a try ends.
@@ -559,6 +575,9 @@ impl Put {
             self.checked.goes_on_with(self.node.cluster()?);
         };
         self.known = self.checked.known(&parties);
+        if is_foreign(&self.node, &self.checked.key) {
+            self.node.moves.has_stray(); // the copy that this write began with
+        }
         (self.write, self.homes, self.stale) = (write, parties.homes, None);
         self.under_way = FuturesUnordered::new();
         self.sent.clear();
@@ -590,22 +609,26 @@ impl Put {
         }
     }
 
-    /// A home that was not asked and takes puts now, once that is so, as long as one is just being linked
+    /// Waits for a home that was not asked and takes this write now, as long as one is just being linked
     /// to and there is time to tell the client if it does not help.
-    async fn who_is_back(&mut self) -> Option<Uid> {
+    async fn who_is_back(&mut self) -> Back {
         while self.checked.has_time() {
+            // What is known of peers is known anew with a layout.
+            if self.node.cluster().is_ok_and(|now| now.digest != self.checked.cluster.digest) {
+                return Back::Maybe;
+            }
             let away = self.homes.iter().filter(|uid| !self.sent.contains(uid));
             let peers = &self.checked.cluster.peers;
             let away: Vec<_> = away.filter_map(|uid| Some((*uid, peers.get(uid)?))).collect();
-            if let Some((home, _)) = away.iter().find(|(_, peer)| peer.takes_puts()) {
-                return Some(*home);
+            if let Some((home, _)) = away.iter().find(|(_, peer)| self.checked.is_taken_by(peer)) {
+                return Back::Home(*home);
             }
             if !away.iter().any(|(_, peer)| peer.is_new()) {
-                return None;
+                break;
             }
             tokio::time::sleep(LINK_PAUSE).await;
         }
-        None
+        Back::Nobody
     }
 
     /// Whether this node has learned of no other replicas since the write set out. Were it not

@@ -1,6 +1,6 @@
 //! One page of a keyspace: partition by partition, each asked of R of its replicas and joined.
 
-use super::coordinator::{keyspace, sibling};
+use super::coordinator::{count_failure, keyspace, sibling};
 use super::errors::{self, Failure};
 use super::lane::CallError;
 use super::{Cluster, Node, deadline, documents, moves, value};
@@ -34,7 +34,11 @@ pub async fn scan(
     request: ScanRequest,
     started: Instant,
 ) -> Result<ScanReply, Failure> {
-    page(node, request, started).await.map_err(errors::of_a_read)
+    let outcome = page(node, request, started).await.map_err(errors::of_a_read);
+    if let Err(failure) = &outcome {
+        count_failure(node, failure);
+    }
+    outcome
 }
 
 async fn page(

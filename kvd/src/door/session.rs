@@ -29,7 +29,7 @@ const PACE_BYTES: u64 = 64 * 1024;
 
 /// A request waits so long for its turn at most: time enough for a burst to be done in pieces, and too
 /// little to matter where those before it wait for a disk or a peer.
-const TURN_MAX: Duration = Duration::from_millis(50);
+const TURN_MAX: Duration = Duration::from_millis(20);
 
 /// After its age is over a connection may go on for so long with what is under way, and no longer than
 /// it was old.

@@ -46,8 +46,8 @@ impl WriteSpec {
     }
 }
 
-/// What the caller is to do next. `Answer` or `Fail` comes exactly once, and once more after a `Fail`
-/// for each home that [`Write::is_back`].
+/// What the caller is to do next. `Answer` or `Fail` comes exactly once, and at most once
+/// more after a `Fail` for each home that [`Write::is_back`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WriteStep {
     /// Send the object to this replica.
