@@ -65,12 +65,15 @@ fn a_tree_loaded_through_one_node_is_read_through_another_while_the_third_is_dea
     cluster.nodes[1].start();
     cluster.wait_until_up(2, &["n1", "n2", "n3"]);
     let client = cluster.client(2);
-    for name in tree.keys() {
+    let get_of_all = |name: &String| {
         let request =
             GetRequest { key: name.clone().into_bytes().into(), r: Some(3), ..Default::default() };
-        let reply =
-            cluster.block_on(async { client.kv().get(request).await }).unwrap().into_inner();
-        assert_eq!(reply.siblings.len(), 1, "{name}");
+        cluster.block_on(async { client.kv().get(request).await })
+    };
+    // That n2 is up n3 may have heard from n1 before it is linked to n2 itself.
+    eventually("n3 to reach n2", || get_of_all(tree.keys().next()?).ok());
+    for name in tree.keys() {
+        assert_eq!(get_of_all(name).unwrap().into_inner().siblings.len(), 1, "{name}");
     }
     for name in tree.keys().take(25) {
         eventually("a get to have repaired n2", || {
