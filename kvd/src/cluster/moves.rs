@@ -140,8 +140,8 @@ impl Moves {
         self.wanted.notify_one();
     }
 
-    /// A copy was stored, and this node is to hold none of it: else it would stay until the next look in
-    /// [`SWEEP_EVERY`].
+    /// A copy was stored, and this node is to hold none of it: else it would stay until the next look of
+    /// those that come seldom.
     pub fn has_stray(&self) {
         self.has_stray.store(true, Ordering::Relaxed);
     }
