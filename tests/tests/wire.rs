@@ -136,10 +136,12 @@ fn clients_are_served_by_threads_that_let_those_of_nodes_go_first() {
 
 #[test]
 fn members_that_are_known_by_names_are_told_by_the_addresses_these_lead_to() {
-    let cluster = Cluster::start_with(2, |node| {
-        let (_, port) = node.address.rsplit_once(':').unwrap();
-        node.env.push(("KVD_ADVERTISE", format!("localhost:{port}")));
+    let named = |address: &str| address.replace("127.0.0.1:", "localhost:");
+    let mut cluster = Cluster::blank_with(2, |node| {
+        node.env.push(("KVD_ADVERTISE", named(&node.address)));
     });
+    cluster.nodes.iter_mut().for_each(|node| node.address = named(&node.address));
+    let cluster = cluster.init();
     let asked = &cluster.nodes[0];
     let used = || client_threads(asked).iter().map(|(_, used)| used).sum::<u64>();
     // Clients come from there too.
