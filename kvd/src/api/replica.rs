@@ -448,7 +448,7 @@ async fn merge(node: &Arc<Node>, from: Uid, ask: MergeCall) -> Result<answer::Bo
     coordinator::merge_here(node, &key, object).await?;
     let is_foreign = coordinator::is_foreign(node, &key);
     if is_foreign {
-        node.moves.has_stray();
+        node.moves.note_stray();
     }
     // Once it is stored: a layout learned before that may have this copy read elsewhere already.
     if let Some(newest) = documents::named(&ask.layout_id) {

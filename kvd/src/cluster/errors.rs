@@ -48,7 +48,7 @@ pub fn stopped_midway() -> Failure {
     stopped.outcome = Outcome::Unknown.into();
     stopped.state = "it may be done, and may not (outcome: unknown)".into();
     stopped.advice =
-        "another node, how things are (kvctl status, kvctl ops list); then ask again".into();
+        "kvctl status and kvctl ops list by another node; then again, if it is not done".into();
     stopped
 }
 

@@ -142,7 +142,7 @@ impl Moves {
 
     /// A copy was stored, and this node is to hold none of it: else it would stay until the next look of
     /// those that come seldom.
-    pub fn has_stray(&self) {
+    pub fn note_stray(&self) {
         self.has_stray.store(true, Ordering::Relaxed);
     }
 

@@ -576,7 +576,7 @@ impl Put {
         };
         self.known = self.checked.known(&parties);
         if is_foreign(&self.node, &self.checked.key) {
-            self.node.moves.has_stray(); // the copy that this write began with
+            self.node.moves.note_stray(); // the copy that this write began with
         }
         (self.write, self.homes, self.stale) = (write, parties.homes, None);
         self.under_way = FuturesUnordered::new();

@@ -141,11 +141,8 @@ impl Session {
 
     /// The turn of one of its requests, as long as it is held; none: it has waited long enough.
     pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        let turns = Arc::clone(&self.turns);
-        if let Ok(turn) = Arc::clone(&turns).try_acquire_owned() {
-            return Some(turn);
-        }
-        tokio::time::timeout(TURN_MAX, turns.acquire_owned()).await.ok()?.ok()
+        let turn = Arc::clone(&self.turns).acquire_owned();
+        tokio::time::timeout(TURN_MAX, turn).await.ok()?.ok()
     }
 
     /// It ends, at the latest in a second.
