@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,6 +22,9 @@ const REPAIR_EVERY: Option<Duration> = Some(Duration::from_secs(600));
 
 /// How long a connection lasts, unless configured.
 const CONNECTION_AGE: Option<Duration> = Some(Duration::from_secs(3600));
+
+/// See `--connects-per-second-max`.
+const CONNECTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(256).unwrap();
 
 /// See `--gc-after`.
 pub const GC_AFTER: Duration = Duration::from_secs(600);
@@ -188,6 +192,10 @@ pub struct Flags {
     /// The same of one address. Default: 1024.
     #[arg(long, env = "KVD_CONNECTIONS_PER_ADDRESS_MAX", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections_per_address_max: Option<u32>,
+    /// Connections that one address may make in a second, once it has made as many as it may have; others
+    /// wait. Default: 256.
+    #[arg(long, env = "KVD_CONNECTS_PER_SECOND_MAX", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connects_per_second_max: Option<u32>,
     /// Memory for what clients send and are sent, MiB; a request beyond it is refused. Default: 256.
     #[arg(long, env = "KVD_CLIENT_MIB", value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub client_mib: Option<u32>,
@@ -238,6 +246,8 @@ struct File {
     connections_max: Option<u32>,
     #[serde(default, deserialize_with = "connections_per_address_max")]
     connections_per_address_max: Option<u32>,
+    #[serde(default, deserialize_with = "connects_per_second_max")]
+    connects_per_second_max: Option<u32>,
     #[serde(default, deserialize_with = "client_mib")]
     client_mib: Option<u32>,
     log: Option<String>,
@@ -340,6 +350,11 @@ impl Config {
                 .connections_per_address_max
                 .or(file.connections_per_address_max)
                 .unwrap_or(1024) as usize,
+            connects_per_second: flags
+                .connects_per_second_max
+                .or(file.connects_per_second_max)
+                .and_then(NonZeroU32::new)
+                .unwrap_or(CONNECTS_PER_SECOND),
             age,
         };
         Ok(Self {
@@ -442,6 +457,10 @@ fn connections_per_address_max<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<u32>, D::Error> {
     whole(from, "connections_per_address_max", 1_000_000)
+}
+
+fn connects_per_second_max<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole(from, "connects_per_second_max", 1_000_000)
 }
 
 fn client_mib<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {

@@ -28,7 +28,10 @@ fn open_files(node: &Node) -> usize {
 
 #[test]
 fn a_cluster_under_siege_serves_who_behaves_and_keeps_nothing_of_it() {
-    let cluster = Cluster::start(3);
+    // All of them come from here, and would wait for most of the time.
+    let cluster = Cluster::start_with(3, |node| {
+        node.env.push(("KVD_CONNECTS_PER_SECOND_MAX", "1000000".into()));
+    });
     for via in 0..3 {
         cluster.wait_until_up(via, &["n1", "n2", "n3"]);
     }
@@ -280,6 +283,29 @@ fn one_address_has_so_many_connections_and_then_no_more() {
     // A place that is given up is somebody else's.
     held.pop();
     held.push(eventually("a place", || connect().ok()));
+}
+
+#[test]
+fn who_connects_again_and_again_waits_and_is_served() {
+    const BURST: u32 = 8;
+    const PER_SECOND: u32 = 20;
+    const TIMES: u32 = 60;
+    let cluster = Cluster::start_with(1, |node| {
+        node.env.push(("KVD_CONNECTIONS_PER_ADDRESS_MAX", BURST.to_string()));
+        node.env.push(("KVD_CONNECTS_PER_SECOND_MAX", PER_SECOND.to_string()));
+    });
+    let node = &cluster.nodes[0];
+    let begun = Instant::now();
+    for _ in 0..TIMES {
+        let mut stream = TcpStream::connect(&node.address).unwrap();
+        stream.set_read_timeout(Some(tests::PATIENCE)).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+        stream.read_exact(&mut [0; 9]).expect("the node's settings");
+    }
+    let at_least = Duration::from_secs(1) * (TIMES - BURST - 1) / PER_SECOND;
+    assert!(begun.elapsed() >= at_least, "{:?}", begun.elapsed());
+    let says = format!("waits: it connects more than {PER_SECOND} times a second");
+    assert!(node.log().contains(&says), "{}", node.log());
 }
 
 #[test]

@@ -4,25 +4,30 @@
 //! | file | what |
 //! |---|---|
 //! | `mod` | takes connections in, or sends them away in words |
+//! | `pace` | how often one address may connect |
 //! | `session` | one connection: who it is, and when it has to end |
+//! | `turn` | when a request is begun |
 //! | `room` | memory for what clients send and are sent |
 //! | `access` | who may do what |
 //! | `audit` | what operators did |
 
 pub mod access;
 pub mod audit;
+pub mod pace;
 pub mod room;
 pub mod session;
+pub mod turn;
 
 use crate::clock;
 use crate::tls::Tls;
+use pace::Pace;
 use proto::dial::{PREFACE, sending_away};
 use rustls::pki_types::CertificateDer;
 use session::{Guarded, Session};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::num::NonZero;
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -32,6 +37,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::either::Either;
+use turn::Company;
 
 /// A TLS handshake has to be over after so long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
@@ -41,16 +47,15 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const CLIENT_HANDSHAKES_MAX: usize = 256;
 const NODE_HANDSHAKES_MAX: usize = 256;
 
-/// Of those, of one address: who does not mean to end his keeps nobody else out.
+/// Of those, of one address: who does not mean to end his keeps nobody else out. Who connects too often
+/// waits in one of these.
 const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
+
+/// Who connects too often waits so long at most; who would have to wait longer is refused.
+const PACE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// In the clear a member's address has so many connections more than any other may have: its links.
 const LINKS_PER_ADDRESS_MAX: usize = 256;
-
-/// Requests of one connection that are worked on at once, for each processor; and the least there are.
-/// So many are before those that come after them by another connection, as a rule: see `Session::turn`.
-const AT_WORK_PER_PROCESSOR: usize = 8;
-const AT_WORK_MIN: usize = 16;
 
 /// Connections that were taken in and are not served yet.
 const ACCEPTED_MAX: usize = 64;
@@ -74,6 +79,8 @@ pub struct Limits {
     pub connections: usize,
     /// The same of one address.
     pub connections_per_address: usize,
+    /// Connections that one address may make in a second, once it has made as many as it may have.
+    pub connects_per_second: NonZeroU32,
     /// A connection ends after so long, whoever has it.
     pub age: Duration,
 }
@@ -104,12 +111,12 @@ pub struct Door {
     tls: Option<Arc<Tls>>,
     limits: Limits,
     members: Arc<dyn Members>,
-    /// Requests of one connection that are worked on at once.
-    at_work_max: usize,
+    company: Arc<Company>,
     client_handshakes: Arc<Semaphore>,
     node_handshakes: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     handshakes_of: Tally,
+    pace: Pace,
     clients_of: Tally,
     nodes_of: Tally,
     sessions: Mutex<Vec<Weak<Session>>>,
@@ -122,16 +129,16 @@ pub type Incoming = Guarded<Either<TcpStream, tokio_rustls::server::TlsStream<Tc
 impl Door {
     /// A door that is not open yet.
     pub fn new(tls: Option<Arc<Tls>>, limits: Limits, members: Arc<dyn Members>) -> Arc<Self> {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
         Arc::new(Self {
             tls,
             limits,
             members,
-            at_work_max: (AT_WORK_PER_PROCESSOR * processors).max(AT_WORK_MIN),
+            company: Company::new(),
             client_handshakes: Arc::new(Semaphore::new(CLIENT_HANDSHAKES_MAX)),
             node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(limits.connections)),
             handshakes_of: Tally::default(),
+            pace: Pace::new(limits.connects_per_second, limits.connections_per_address as u32),
             clients_of: Tally::default(),
             nodes_of: Tally::default(),
             sessions: Mutex::default(),
@@ -199,11 +206,23 @@ impl Door {
                 self.told.tell(&address.to_string(), "is refused: it connects too often at once");
                 continue;
             };
+            let Some(wait) = self.pace.wait(address, clock::now(), PACE_WAIT_MAX) else {
+                let often = self.limits.connects_per_second;
+                let why = format!("is refused: it connects more than {often} times a second");
+                self.told.tell(&address.to_string(), &why);
+                continue;
+            };
             let (door, rooms) = (Arc::clone(self), rooms.clone());
             let [of_nodes, of_clients] = [Handle::current(), client_threads.clone()];
             let threads = if is_member { of_nodes.clone() } else { of_clients.clone() };
             let Ok(stream) = stream.into_std() else { continue };
             threads.spawn(async move {
+                if !wait.is_zero() {
+                    let often = door.limits.connects_per_second;
+                    let why = format!("waits: it connects more than {often} times a second");
+                    door.told.tell(&address.to_string(), &why);
+                    tokio::time::sleep(wait).await;
+                }
                 let taken = tokio::time::timeout(HANDSHAKE_MAX, door.take(stream, from, is_member));
                 let taken = taken.await.unwrap_or_else(|_| {
                     Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
@@ -260,7 +279,7 @@ impl Door {
             Some(tls) => tls.now().is_node(chain.as_deref().unwrap_or_default()),
             None => true,
         };
-        let session = Session::new(from, shows_node, chain, self.limits.age, self.at_work_max);
+        let session = Session::new(from, shows_node, chain, self.limits.age, self.company.join());
         let session = session.map_err(|error| error.to_string())?;
         let is_node = if self.tls.is_some() { shows_node } else { is_member };
         let place = self.place(from.ip().to_canonical(), is_node)?;

@@ -2,6 +2,7 @@
 //! when it has to end although neither side closed it.
 
 use super::Told;
+use super::turn::Turns;
 use crate::clock;
 use proto::tls::Facts;
 use rustls::pki_types::CertificateDer;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
 
@@ -26,10 +27,6 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 /// One for which memory is held and that moves less than [`PACE_BYTES`] in so long ends.
 const STALL_MAX: Duration = Duration::from_secs(30);
 const PACE_BYTES: u64 = 64 * 1024;
-
-/// A request waits so long for its turn at most: time enough for a burst to be done in pieces, and too
-/// little to matter where those before it wait for a disk or a peer.
-const TURN_MAX: Duration = Duration::from_millis(20);
 
 /// After its age is over a connection may go on for so long with what is under way, and no longer than
 /// it was old.
@@ -63,8 +60,7 @@ pub struct Session {
     ended: Mutex<Option<&'static str>>,
     /// Nodes' links are watched by the nodes, and have bounds of their own.
     is_link: AtomicBool,
-    /// For what it asks to be worked on.
-    turns: Arc<Semaphore>,
+    turns: Turns,
 }
 
 struct Identity {
@@ -74,13 +70,13 @@ struct Identity {
 
 impl Session {
     /// One that begins. `is_node`: what its certificate says; where nothing is secured everybody may
-    /// be one. `at_work_max`: requests that have a turn at once.
+    /// be one.
     pub fn new(
         from: SocketAddr,
         is_node: bool,
         chain: Option<Vec<CertificateDer<'static>>>,
         age_max: Duration,
-        at_work_max: usize,
+        turns: Turns,
     ) -> io::Result<Arc<Self>> {
         let identity = match chain {
             Some(chain) if !chain.is_empty() => {
@@ -102,7 +98,7 @@ impl Session {
             written: AtomicU64::new(0),
             ended: Mutex::new(None),
             is_link: AtomicBool::new(false),
-            turns: Arc::new(Semaphore::new(at_work_max)),
+            turns,
         }))
     }
 
@@ -139,10 +135,10 @@ impl Session {
         self.is_link.store(true, Ordering::Relaxed);
     }
 
-    /// The turn of one of its requests, as long as it is held; none: it has waited long enough.
+    /// The turn of one of its requests, as long as it is held; none: it needs none, or has waited long
+    /// enough.
     pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.turns).acquire_owned();
-        tokio::time::timeout(TURN_MAX, turn).await.ok()?.ok()
+        self.turns.next().await
     }
 
     /// It ends, at the latest in a second.
@@ -347,24 +343,5 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         let this = self.get_mut();
         let outcome = Pin::new(&mut this.stream).poll_shutdown(context);
         this.or_look(context, outcome)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_request_has_its_turn_when_one_before_it_is_done_and_waits_no_longer_than_that_matters()
-     {
-        let from = SocketAddr::from(([127, 0, 0, 1], 1));
-        let session = Session::new(from, false, None, Duration::MAX, 2).unwrap();
-        let (first, second) = (session.turn().await.unwrap(), session.turn().await.unwrap());
-        let began = clock::now();
-        assert!(session.turn().await.is_none() && began.elapsed() >= TURN_MAX);
-        let ((), third) = tokio::join!(async { drop(first) }, session.turn());
-        assert!(third.is_some());
-        drop((second, third));
-        assert_eq!(session.turns.available_permits(), 2, "who waited for long enough holds none");
     }
 }
