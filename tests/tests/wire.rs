@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proto::client::Client;
-use proto::v1::{ErrorCode, GetRequest, PutRequest, WatchClusterRequest};
+use proto::v1::{ErrorCode, GetClusterRequest, GetRequest, PutRequest, WatchClusterRequest};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -329,6 +329,10 @@ fn what_clients_send_takes_no_more_memory_than_there_is_for_it() {
         assert_eq!(detail.code(), ErrorCode::Overloaded, "{status:?}");
     }
     println!("{} of 24 refused", refused.len());
+    let ask = GetClusterRequest::default();
+    let view = cluster.block_on(async { client.admin().get_cluster(ask).await }).unwrap();
+    let stats = view.into_inner().nodes[0].stats.clone().unwrap();
+    assert_eq!(stats.failures, refused.len() as u64, "refusals are failures");
     // It is there again.
     let mut kv = client.kv();
     let key = b"after".as_slice().into();

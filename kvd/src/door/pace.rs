@@ -27,11 +27,12 @@ impl Pace {
     /// not count, and is not to be taken in at all.
     pub fn wait(&self, address: IpAddr, now: Instant, most: Duration) -> Option<Duration> {
         let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those that are past go when there are as many again.
-        if over.len() == over.capacity() {
+        let known = over.get(&address).copied();
+        // Those that are past go before one more would take more room.
+        if known.is_none() && over.len() == over.capacity() {
             over.retain(|_, at| *at > now);
         }
-        let at = over.get(&address).map_or(now, |at| now.max(*at)) + self.interval;
+        let at = known.map_or(now, |at| now.max(at)) + self.interval;
         let wait = at.duration_since(now).saturating_sub(self.burst);
         if wait > most {
             return None;

@@ -4,7 +4,8 @@
 //! way go on. What nodes say to each other is bounded where it is said.
 
 use super::session::Session;
-use crate::cluster::{Node, coordinator, errors};
+use crate::cluster::errors::{self, Failure};
+use crate::cluster::{Node, coordinator};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -68,6 +69,7 @@ impl Room {
 /// What one request holds; given back when it is dropped.
 struct Held {
     room: Arc<Room>,
+    node: Arc<Node>,
     session: Arc<Session>,
     bytes: AtomicUsize,
     /// Of them, those on their way in or out.
@@ -75,12 +77,12 @@ struct Held {
 }
 
 impl Held {
-    fn new(room: &Arc<Room>, session: &Arc<Session>) -> Arc<Self> {
+    fn new(room: &Arc<Room>, node: &Arc<Node>, session: &Arc<Session>) -> Arc<Self> {
         session.begins();
-        let (room, session) = (Arc::clone(room), Arc::clone(session));
         Arc::new(Self {
-            room,
-            session,
+            room: Arc::clone(room),
+            node: Arc::clone(node),
+            session: Arc::clone(session),
             bytes: AtomicUsize::new(0),
             in_transit: AtomicUsize::new(0),
         })
@@ -94,6 +96,13 @@ impl Held {
             self.in_transit.fetch_add(bytes, Ordering::Relaxed);
         }
         taken
+    }
+
+    /// There is no room for it, and why.
+    fn refuse(&self, why: &str) -> Failure {
+        let refused = errors::overloaded(why);
+        coordinator::count_failure(&self.node, &refused);
+        refused
     }
 
     /// All of it has arrived: how long the work on it takes is not the client's fault.
@@ -177,7 +186,7 @@ where
             coordinator::count_failure(&self.node, &refused);
             let is_read = method == "Get" || method == "Scan";
             let refused = if is_read { errors::of_a_read(refused) } else { refused };
-            let held = Held::new(&self.room, &session);
+            let held = Held::new(&self.room, &self.node, &session);
             return Box::pin(async move {
                 // What is still on its way would be an error of the whole connection's.
                 let mut body = request.into_body();
@@ -186,7 +195,7 @@ where
                 Ok(proto::error::status(&refused).into_http())
             });
         }
-        let held = Held::new(&self.room, &session);
+        let held = Held::new(&self.room, &self.node, &session);
         let counted = {
             let held = Arc::clone(&held);
             request.map(|body| Body::new(HeldBody { body, held, counts: true }))
@@ -197,10 +206,8 @@ where
             held.give_back();
             let bytes = answer.extensions().get::<AnswerBytes>().map_or(0, |bytes| bytes.0);
             if !held.take(bytes) {
-                let why = "clients take their answers too slowly";
-                return Ok(
-                    proto::error::status(&errors::of_a_read(errors::overloaded(why))).into_http()
-                );
+                let refused = held.refuse("clients take their answers too slowly");
+                return Ok(proto::error::status(&errors::of_a_read(refused)).into_http());
             }
             Ok(answer.map(|body| Body::new(HeldBody { body, held, counts: false })))
         })
@@ -250,7 +257,7 @@ impl HttpBody for HeldBody {
         };
         if !this.held.take(bytes) {
             let why = "what clients have sent takes all the memory there is for it";
-            return Poll::Ready(Some(Err(proto::error::status(&errors::overloaded(why)))));
+            return Poll::Ready(Some(Err(proto::error::status(&this.held.refuse(why)))));
         }
         if this.counts {
             if frame.is_none() || this.body.is_end_stream() {
