@@ -1,6 +1,6 @@
 //! What operators call, through kvctl and kvtop.
 
-use super::respond;
+use super::{respond, respond_to_read};
 use crate::cluster::errors::{self, Failure};
 use crate::cluster::lane::Lane;
 use crate::cluster::{
@@ -131,7 +131,7 @@ impl Admin for AdminService {
         request: Request<GetClusterRequest>,
     ) -> Result<Response<ClusterView>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(Ok(view::cluster_view(&self.node, request.into_inner().events_since)))
+        respond_to_read(Ok(view::cluster_view(&self.node, request.into_inner().events_since)))
     }
 
     type WatchClusterStream = Pin<Box<dyn Stream<Item = Result<ClusterView, Status>> + Send>>;
@@ -167,7 +167,7 @@ impl Admin for AdminService {
         request: Request<GetLayoutRequest>,
     ) -> Result<Response<LayoutView>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(self.node.cluster().map(|cluster| view::layout_view(&cluster)))
+        respond_to_read(self.node.cluster().map(|cluster| view::layout_view(&cluster)))
     }
 
     async fn locate(
@@ -175,7 +175,7 @@ impl Admin for AdminService {
         request: Request<LocateRequest>,
     ) -> Result<Response<LocateReply>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(locate(&self.node, request.into_inner()))
+        respond_to_read(locate(&self.node, request.into_inner()))
     }
 
     async fn create_keyspace(
@@ -242,7 +242,7 @@ impl Admin for AdminService {
         request: Request<GetPartitionsRequest>,
     ) -> Result<Response<PartitionsReply>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(partitions::everywhere(&self.node, request.into_inner()).await)
+        respond_to_read(partitions::everywhere(&self.node, request.into_inner()).await)
     }
 
     async fn repair(
@@ -256,7 +256,7 @@ impl Admin for AdminService {
 
     async fn make_plan(&self, request: Request<MakePlanRequest>) -> Result<Response<Plan>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(plans::make(&self.node, request.into_inner()).await)
+        respond_to_read(plans::make(&self.node, request.into_inner()).await)
     }
 
     async fn apply_plan(&self, request: Request<ApplyPlanRequest>) -> Result<Response<Op>, Status> {
@@ -289,7 +289,7 @@ impl Admin for AdminService {
         request: Request<GetSafetyRequest>,
     ) -> Result<Response<SafetyReply>, Status> {
         access::check_known(&self.node, &request)?;
-        respond(safety::everything(&self.node, &request.into_inner()))
+        respond_to_read(safety::everything(&self.node, &request.into_inner()))
     }
 
     async fn read_copy(
@@ -300,7 +300,7 @@ impl Admin for AdminService {
         let admitted = coordinator::admit(&self.node)
             .map_err(|refused| proto::error::status(&errors::of_a_read(refused)))?;
         let until = deadline(admitted.since, 0);
-        respond(read_copy(&self.node, request.into_inner(), until).await)
+        respond_to_read(read_copy(&self.node, request.into_inner(), until).await)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What applications call.
 
-use super::respond;
+use super::{respond, respond_to_read};
 use crate::cluster::coordinator::{self, Admitted};
 use crate::cluster::errors::Failure;
 use crate::cluster::{Node, errors, get, put, scan};
@@ -54,7 +54,7 @@ impl KvService {
 impl Kv for KvService {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let place = self.admit(&request, Right::Read, &request.get_ref().keyspace).await?;
-        respond(get::get(&self.node, request.into_inner(), place.admitted.since).await)
+        respond_to_read(get::get(&self.node, request.into_inner(), place.admitted.since).await)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<WriteReply>, Status> {
@@ -72,6 +72,6 @@ impl Kv for KvService {
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<ScanReply>, Status> {
         let place = self.admit(&request, Right::Read, &request.get_ref().keyspace).await?;
-        respond(scan::scan(&self.node, request.into_inner(), place.admitted.since).await)
+        respond_to_read(scan::scan(&self.node, request.into_inner(), place.admitted.since).await)
     }
 }

@@ -14,10 +14,14 @@ use prost::Message;
 use tonic::{Response, Status};
 
 /// A reply, or the status with the typed detail inside.
-fn respond<T: Message>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
-    let reply = outcome.map_err(|failure| proto::error::status(&failure))?;
-    let bytes = AnswerBytes(reply.encoded_len());
-    let mut response = Response::new(reply);
+fn respond<T>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
+    outcome.map(Response::new).map_err(|failure| proto::error::status(&failure))
+}
+
+/// The same of what changed nothing: it may be large, and is refused where there is no memory for it.
+fn respond_to_read<T: Message>(outcome: Result<T, Failure>) -> Result<Response<T>, Status> {
+    let mut response = respond(outcome)?;
+    let bytes = AnswerBytes(response.get_ref().encoded_len());
     response.extensions_mut().insert(bytes);
     Ok(response)
 }

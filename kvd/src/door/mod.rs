@@ -47,12 +47,13 @@ const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 const CLIENT_HANDSHAKES_MAX: usize = 256;
 const NODE_HANDSHAKES_MAX: usize = 256;
 
-/// Of those, of one address: who does not mean to end his keeps nobody else out. Who connects too often
-/// waits in one of these.
+/// Of those, of one address: who does not mean to end his keeps nobody else out.
 const HANDSHAKES_PER_ADDRESS_MAX: usize = 32;
 
-/// Who connects too often waits so long at most; who would have to wait longer is refused.
-const PACE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Connections that wait because their address connects too often: of one, and all together. One more is
+/// closed at once.
+const WAITING_PER_ADDRESS_MAX: u32 = 32;
+const WAITING_MAX: usize = 256;
 
 /// In the clear a member's address has so many connections more than any other may have: its links.
 const LINKS_PER_ADDRESS_MAX: usize = 256;
@@ -117,6 +118,7 @@ pub struct Door {
     clients: Arc<Semaphore>,
     handshakes_of: Tally,
     pace: Pace,
+    waiting: Arc<Semaphore>,
     clients_of: Tally,
     nodes_of: Tally,
     sessions: Mutex<Vec<Weak<Session>>>,
@@ -138,7 +140,12 @@ impl Door {
             node_handshakes: Arc::new(Semaphore::new(NODE_HANDSHAKES_MAX)),
             clients: Arc::new(Semaphore::new(limits.connections)),
             handshakes_of: Tally::default(),
-            pace: Pace::new(limits.connects_per_second, limits.connections_per_address as u32),
+            pace: Pace::new(
+                limits.connects_per_second,
+                limits.connections_per_address as u32,
+                WAITING_PER_ADDRESS_MAX,
+            ),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             clients_of: Tally::default(),
             nodes_of: Tally::default(),
             sessions: Mutex::default(),
@@ -193,41 +200,53 @@ impl Door {
             };
             let address = from.ip().to_canonical();
             let is_member = self.members.has(address);
-            let handshakes = match is_member {
-                true => &self.node_handshakes,
-                false => &self.client_handshakes,
+            // Links of nodes are not held up, whoever else is at their addresses.
+            let wait = match is_member {
+                true => Some(Duration::ZERO),
+                false => self.pace.book(address, clock::now()),
             };
-            let Ok(turn) = Arc::clone(handshakes).try_acquire_owned() else {
-                self.told.tell(&address.to_string(), "is refused: too many connect at once");
-                continue;
-            };
-            let most = if is_member { NODE_HANDSHAKES_MAX } else { HANDSHAKES_PER_ADDRESS_MAX };
-            let Some(its_turn) = self.handshakes_of.one_more(address, most) else {
-                self.told.tell(&address.to_string(), "is refused: it connects too often at once");
-                continue;
-            };
-            let Some(wait) = self.pace.wait(address, clock::now(), PACE_WAIT_MAX) else {
+            let Some(wait) = wait else {
                 let often = self.limits.connects_per_second;
                 let why = format!("is refused: it connects more than {often} times a second");
                 self.told.tell(&address.to_string(), &why);
                 continue;
+            };
+            let entered = match wait.is_zero() {
+                true => self.handshake(address, is_member).map(Entered::Handshake),
+                false => self.may_wait().map(Entered::Waiting),
+            };
+            let entered = match entered {
+                Ok(entered) => entered,
+                Err(why) => {
+                    self.told.tell(&address.to_string(), why);
+                    continue;
+                }
             };
             let (door, rooms) = (Arc::clone(self), rooms.clone());
             let [of_nodes, of_clients] = [Handle::current(), client_threads.clone()];
             let threads = if is_member { of_nodes.clone() } else { of_clients.clone() };
             let Ok(stream) = stream.into_std() else { continue };
             threads.spawn(async move {
-                if !wait.is_zero() {
-                    let often = door.limits.connects_per_second;
-                    let why = format!("waits: it connects more than {often} times a second");
-                    door.told.tell(&address.to_string(), &why);
-                    tokio::time::sleep(wait).await;
-                }
+                let handshake = match entered {
+                    Entered::Handshake(handshake) => Ok(handshake),
+                    Entered::Waiting(place) => {
+                        let often = door.limits.connects_per_second;
+                        let why = format!("waits: it connects more than {often} times a second");
+                        door.told.tell(&address.to_string(), &why);
+                        tokio::time::sleep(wait).await;
+                        drop(place);
+                        door.handshake(address, is_member)
+                    }
+                };
+                let handshake = match handshake {
+                    Ok(handshake) => handshake,
+                    Err(why) => return door.told.tell(&address.to_string(), why),
+                };
                 let taken = tokio::time::timeout(HANDSHAKE_MAX, door.take(stream, from, is_member));
                 let taken = taken.await.unwrap_or_else(|_| {
                     Err(format!("is refused: no handshake within {} s", HANDSHAKE_MAX.as_secs()))
                 });
-                drop((turn, its_turn));
+                drop(handshake);
                 let taken = match taken {
                     Ok(taken) => taken,
                     Err(why) => return door.told.tell(&address.to_string(), &why),
@@ -252,6 +271,25 @@ impl Door {
                 }
             });
         }
+    }
+
+    /// A place for one more handshake; or why there is none.
+    fn handshake(&self, address: IpAddr, is_member: bool) -> Result<Handshake, &'static str> {
+        let (places, most) = match is_member {
+            true => (&self.node_handshakes, NODE_HANDSHAKES_MAX),
+            false => (&self.client_handshakes, HANDSHAKES_PER_ADDRESS_MAX),
+        };
+        let permit = Arc::clone(places).try_acquire_owned();
+        let permit = permit.map_err(|_| "is refused: too many connect at once")?;
+        let counted = self.handshakes_of.one_more(address, most);
+        let counted = counted.ok_or("is refused: it connects too often at once")?;
+        Ok(Handshake { _permit: permit, _counted: counted })
+    }
+
+    /// A place to wait at; or why there is none.
+    fn may_wait(&self) -> Result<OwnedSemaphorePermit, &'static str> {
+        let place = Arc::clone(&self.waiting).try_acquire_owned();
+        place.map_err(|_| "is refused: too many wait that connect too often")
     }
 
     /// Sees a handshake through, and finds a place for the connection; or says why not.
@@ -366,6 +404,18 @@ struct Taken {
     session: Arc<Session>,
     place: Option<Place>,
     is_node: bool,
+}
+
+/// What a connection that has just come was given.
+enum Entered {
+    Handshake(Handshake),
+    Waiting(OwnedSemaphorePermit),
+}
+
+/// The place of one handshake.
+struct Handshake {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
 }
 
 /// The place of one connection.

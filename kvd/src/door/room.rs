@@ -19,7 +19,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 /// How much memory the answer to a request takes until it is sent, put into its extensions by who
-/// makes it.
+/// makes it. Only where nothing was changed: it is refused if there is no room.
 #[derive(Clone, Copy, Debug)]
 pub struct AnswerBytes(pub usize);
 
@@ -69,7 +69,8 @@ impl Room {
 /// What one request holds; given back when it is dropped.
 struct Held {
     room: Arc<Room>,
-    node: Arc<Node>,
+    /// Where it is a failure of a client's request if there is no room; none: it is no such request.
+    counts_at: Option<Arc<Node>>,
     session: Arc<Session>,
     bytes: AtomicUsize,
     /// Of them, those on their way in or out.
@@ -77,11 +78,11 @@ struct Held {
 }
 
 impl Held {
-    fn new(room: &Arc<Room>, node: &Arc<Node>, session: &Arc<Session>) -> Arc<Self> {
+    fn new(room: &Arc<Room>, session: &Arc<Session>, counts_at: Option<&Arc<Node>>) -> Arc<Self> {
         session.begins();
         Arc::new(Self {
             room: Arc::clone(room),
-            node: Arc::clone(node),
+            counts_at: counts_at.cloned(),
             session: Arc::clone(session),
             bytes: AtomicUsize::new(0),
             in_transit: AtomicUsize::new(0),
@@ -101,7 +102,9 @@ impl Held {
     /// There is no room for it, and why.
     fn refuse(&self, why: &str) -> Failure {
         let refused = errors::overloaded(why);
-        coordinator::count_failure(&self.node, &refused);
+        if let Some(node) = &self.counts_at {
+            coordinator::count_failure(node, &refused);
+        }
         refused
     }
 
@@ -178,15 +181,16 @@ where
             }
             return Box::pin(self.inner.call(request));
         }
+        let method = request.uri().path().strip_prefix("/kvd.v1.Kv/");
         // A node that has too much to do spends as little as it can on saying so: nothing of what is
         // asked is kept or understood.
-        if let Some(method) = request.uri().path().strip_prefix("/kvd.v1.Kv/")
+        if let Some(method) = method
             && let Err(refused) = coordinator::has_place(&self.node)
         {
             coordinator::count_failure(&self.node, &refused);
             let is_read = method == "Get" || method == "Scan";
             let refused = if is_read { errors::of_a_read(refused) } else { refused };
-            let held = Held::new(&self.room, &self.node, &session);
+            let held = Held::new(&self.room, &session, None);
             return Box::pin(async move {
                 // What is still on its way would be an error of the whole connection's.
                 let mut body = request.into_body();
@@ -195,7 +199,7 @@ where
                 Ok(proto::error::status(&refused).into_http())
             });
         }
-        let held = Held::new(&self.room, &self.node, &session);
+        let held = Held::new(&self.room, &session, method.map(|_| &self.node));
         let counted = {
             let held = Arc::clone(&held);
             request.map(|body| Body::new(HeldBody { body, held, counts: true }))

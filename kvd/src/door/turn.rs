@@ -23,6 +23,7 @@ const TURN_MAX: Duration = Duration::from_millis(20);
 /// The connections that ask one node.
 pub struct Company {
     at_work_max: usize,
+    lately: Duration,
     joined: AtomicU64,
     last: Mutex<Option<Last>>,
 }
@@ -45,11 +46,11 @@ impl Company {
     /// Nobody yet. Of each as many requests are worked on as this machine's processors allow.
     pub fn new() -> Arc<Self> {
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        Self::of(AT_WORK_MIN.max(AT_WORK_PER_PROCESSOR * processors))
+        Self::of(AT_WORK_MIN.max(AT_WORK_PER_PROCESSOR * processors), LATELY)
     }
 
-    fn of(at_work_max: usize) -> Arc<Self> {
-        Arc::new(Self { at_work_max, joined: AtomicU64::new(0), last: Mutex::default() })
+    fn of(at_work_max: usize, lately: Duration) -> Arc<Self> {
+        Arc::new(Self { at_work_max, lately, joined: AtomicU64::new(0), last: Mutex::default() })
     }
 
     /// One connection more.
@@ -60,7 +61,7 @@ impl Company {
     }
 
     /// `who` asks `now`: whether nobody else has lately.
-    fn is_alone(&self, who: u64, now: Instant) -> bool {
+    fn asks_alone(&self, who: u64, now: Instant) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         // Of all others, who asked right before this one began to is the last.
         let others_at = match &*last {
@@ -69,15 +70,16 @@ impl Company {
             None => None,
         };
         *last = Some(Last { who, at: now, others_at });
-        others_at.is_none_or(|at| now.saturating_duration_since(at) > LATELY)
+        others_at.is_none_or(|at| now.saturating_duration_since(at) > self.lately)
     }
 }
 
 impl Turns {
     /// The turn of one request, as long as it is held; none: it needs none, or has waited long enough.
     pub async fn next(&self) -> Option<OwnedSemaphorePermit> {
-        if self.company.is_alone(self.who, clock::now()) {
-            return None;
+        if self.company.asks_alone(self.who, clock::now()) {
+            // It counts all the same: somebody may come meanwhile.
+            return Arc::clone(&self.free).try_acquire_owned().ok();
         }
         let turn = Arc::clone(&self.free).acquire_owned();
         tokio::time::timeout(TURN_MAX, turn).await.ok()?.ok()
@@ -91,7 +93,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_has_its_turn_when_one_before_it_is_done_and_waits_no_longer_than_that_matters()
      {
-        let company = Company::of(2);
+        let company = Company::of(2, Duration::MAX);
         let (turns, others) = (company.join(), company.join());
         others.next().await;
         let (first, second) = (turns.next().await.unwrap(), turns.next().await.unwrap());
@@ -105,9 +107,9 @@ mod tests {
 
     #[test]
     fn one_asks_alone_unless_another_has_lately() {
-        let (company, begun) = (Company::of(1), Instant::now());
+        let (company, begun) = (Company::of(1, LATELY), Instant::now());
         let is_alone =
-            |who, after_ms| company.is_alone(who, begun + Duration::from_millis(after_ms));
+            |who, after_ms| company.asks_alone(who, begun + Duration::from_millis(after_ms));
         assert!(is_alone(1, 0) && is_alone(1, 10), "there is nobody else");
         assert!(!is_alone(2, 20) && !is_alone(2, 900), "the first has lately");
         assert!(!is_alone(1, 950), "so has the second");
