@@ -25,3 +25,17 @@ fn respond_to_read<T: Message>(outcome: Result<T, Failure>) -> Result<Response<T
     response.extensions_mut().insert(bytes);
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::v1::{GetReply, WriteReply};
+
+    #[test]
+    fn only_what_changed_nothing_may_be_refused_for_want_of_memory() {
+        let needs_memory =
+            |extensions: &tonic::Extensions| extensions.get::<AnswerBytes>().is_some();
+        assert!(needs_memory(respond_to_read(Ok(GetReply::default())).unwrap().extensions()));
+        assert!(!needs_memory(respond(Ok(WriteReply::default())).unwrap().extensions()));
+    }
+}
